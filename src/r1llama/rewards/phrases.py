@@ -1,0 +1,106 @@
+"""The words by which people and models announce, take back, hedge or suppose an answer, in the languages we grade."""
+
+import re
+
+_FILLER = r"(?:\s+(?:then|thus|therefore|hence|simply|just|clearly|actually|exactly|indeed|now|also|definitely|certainly))*"
+
+# "the answer is", "Final answer:", "**Answer**:" and the same in the other languages.
+PHRASE = re.compile(
+    rf"""
+    \b(?:final\s+|correct\s+|right\s+)?(?:answer|result|solution)\b
+        (?:\s+(?:to|of|for)\s+(?:the|this|that|your|our)\s+(?:\w+\s+)?(?:problem|question|exercise|puzzle|equation))?
+        {_FILLER}
+        [*_]{{0,3}}\s*
+        (?:(?:is|was|equals|=|will\s+be|would\s+be|should\s+be|must\s+be|has\s+to\s+be|comes\s+(?:out\s+)?to|are)\b{_FILLER}
+            \s*(?:equal\s+to\b)?\s*:?|[:=：]|(?=[*_]*\s*\n))
+    |\b(?:die\s+)?(?:endgültige\s+)?antwort\b\s*(?:ist|lautet|beträgt|:)(?:\s+also)?\s*:?
+    |\b(?:la\s+)?respuesta\b(?:\s+final|\s+correcta)?\s*(?:es|:)\s*:?
+    |\b(?:la\s+)?réponse\b(?:\s+finale)?\s*(?:est|:)\s*(?:donc\b)?\s*:?
+    |\b(?:la\s+)?risposta\b(?:\s+finale)?\s*(?:è|:)\s*:?
+    |\b(?:a\s+)?resposta\b(?:\s+final)?\s*(?:é|:)\s*:?
+    |\b(?:cevap|yanıt|sonuç)\b\s*(?:[:=]|şudur:?)?(?=\s*[-$\\(*\d])
+    |\b(?:ответ|результат)\b\s*[:=—-]?(?=\s*[-$\\(*\d])
+    |(?:最终)?(?:答案|結果|结果)(?:应该)?(?:是|为|為|等于|[:：=])\s*
+    |(?:最終的な)?(?:答え|解答|答案)(?:は|[:：=])\s*
+    |(?:정답|답)(?:은|는|[:：=])\s*
+    |(?:الجواب|الإجابة|الاجابة|الناتج|النتيجة)(?:\s+(?:النهائي|النهائية))?\s*(?:هو|هي|[:=])\s*
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+CONCLUSION = re.compile(
+    r"(?:and\s+)?(?:so|thus|therefore|hence|consequently|in\s+total|altogether|in\s+conclusion|in\s+the\s+end|finally"
+    r"|overall|as\s+a\s+result|this\s+means(?:\s+that)?|that\s+means|that\s+makes|we\s+(?:get|find|have|obtain|conclude)"
+    r"|it\s+follows|which\s+gives|this\s+gives|giving|also|donc|daher|somit|also|por\s+lo\s+tanto|quindi|so\s+that)\b",
+    re.IGNORECASE,
+)
+
+# Directly before a value: "not 42", "isn't equal to 42", "an incorrect answer would be 42".
+NEGATED_BEFORE = re.compile(
+    r"""
+    (?:\b(?:not|never|cannot|nicht|kein|keine|nunca|jamais|mai|değil)\b|n['’]t\b|\banything\s+but\b|\bfar\s+from\b|不是|并非|ではない)
+        (?:\s+(?:\w+ly|be|even|a|an|the|equal|equals|to|going|really|is|actually|at|all|answer|final|correct|value|just|possible|possibly|have|been))*
+        \s*[:,]?\s*(?:[$*("'`\s]|\\\(|\\\[)*$
+    |\b(?:other\s+than|except|excluding|instead\s+of|rather\s+than|unlike|rule\s+out|ruled\s+out|reject|rejecting
+        |opposite\s+of|mistaken\s+for)\s*[:,]?\s*(?:the\s+answer\s+)?(?:is\s+)?(?:[$*("'`\s]|\\\(|\\\[)*$
+    |\b(?:wrong|incorrect|false|mistaken|erroneous|invalid|bogus|fake|bad|common|tempting|naive)\s+
+        (?:\w+\s+)?(?:answer|result|value|solution|number|guess|choice|response)\b[^,;]*$
+    |\b(?:answer|solution|result)\s+(?:is\s+not|isn['’]t|cannot\s+be|can['’]t\s+be|could\s+not\s+be|is\s+never)\b[^,;]*$
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+# Directly after a value: "... is wrong", "... is not the answer", "? No.", "- just kidding".
+NEGATED_AFTER = re.compile(
+    r"""
+    [\s$*)"'`.,!;:\\\]\-–—]*(?:
+        (?:(?:but\s+)?(?:this|that|it|which|the\s+(?:above|answer|result|number|value))\s+)?
+            (?:is|was|would\s+be|are|looks|seems|must\s+be|has\s+to\s+be|turns\s+out\s+to\s+be)\s+
+            (?:\w+ly\s+|of\s+course\s+|a\s+|an\s+|the\s+|in\s+fact\s+)*
+            (?:not|never|wrong|incorrect|false|mistake|mistaken|lie|error|erroneous|invalid|impossible|nonsense|untrue)\b
+        |(?:is|was|does|do|are|could|would|should|ca|wo)n['’]t\b
+        |(?:cannot|can\s+not)\s+be\b
+        |(?:but\s+)?(?:this|that|it)(?:['’]s|\s+is|\s+was)\s*(?:n['’]t|not\b|wrong|incorrect|false|a\s+lie|a\s+joke)
+        |(?:but\s+)?(?:this|that|it)\s+(?:isn|wasn|can)['’]t\b
+        |\??\s*(?:no\b|nope\b|wrong\b|incorrect\b|false\b|not\b(?!\s+(?:only|surprising))|just\s+kidding)
+    )
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+RETRACTION = re.compile(
+    r"\b(?:just\s+kidding|scratch\s+that|i\s+take\s+(?:it|that)\s+back|ignore\s+(?:that|this|the\s+(?:above|previous|box))"
+    r"|disregard\s+(?:that|this|the)|(?:that|this|it)\s+(?:is|was)\s+(?:\w+ly\s+)?(?:wrong|incorrect|not\s+(?:right|correct|true|it|the))"
+    r"|(?:that|this|it)['’]s\s+(?:\w+ly\s+)?(?:wrong|incorrect|not\s+(?:right|correct|true|it|the))|(?:i\s+was|i\s+am|i['’]m)\s+wrong"
+    r"|(?:wait|actually|hmm|oops|sorry),?\s+(?:no\b|it\b|that\b|the\s+answer)|on\s+second\s+thought|i\s+made\s+(?:a|an)\s+(?:mistake|error)"
+    r"|or\s+(?:maybe|perhaps|possibly)|(?:it\s+)?(?:could|might|may)\s+(?:also\s+)?be)\b",
+    re.IGNORECASE,
+)
+
+HEDGE_BEFORE = re.compile(
+    r"\b(?:maybe|perhaps|possibly|probably|might|may\s+be|could\s+be|could\s+also\s+be|i\s+guess|guess(?:ing)?|not\s+sure"
+    r"|unsure|no\s+idea|either|neither|between|somewhere|vielleicht|quizás|peut-être|forse|belki)\b[^,;]*$",
+    re.IGNORECASE,
+)
+
+# What follows a value and offers another one: "42 or 43", "42, or maybe 43", "42/43?".
+HEDGE_AFTER = re.compile(
+    r"[^.;]{0,60}?\b(?:or|oder|ou|veya|ya\s+da|или)\s+(?:else\s+)?(?:maybe\s+|perhaps\s+|possibly\s+|even\s+|it\s+is\s+)?[-$(\\]*\d"
+    r"|[^.;]{0,60}?(?:或|または|또는)\s*[-$(\\]*\d",
+    re.IGNORECASE,
+)
+
+SEVERAL = re.compile(
+    r"(?:\d|[a-zA-Z)}$])\s*(?:\\text\s*\{\s*(?:or|and/or)\s*\}|\b(?:or|and/or|oder|veya|или)\b|或|または|또는|\\lor\b|\\vee\b|\|\|)\s*[-+$(\\{]*[\da-zA-Z]"
+    r"|\d\s*(?:\\pm|±)|\\text\s*\{\s*(?:or|maybe|not)\b",
+    re.IGNORECASE,
+)
+
+HYPOTHETICAL = re.compile(
+    r"\b(?:if|whether|suppose|supposing|unless|pretend|imagine|assume|assuming|let['’]s\s+say)\b[^,;:]*$", re.IGNORECASE
+)
+
+OPINION = re.compile(
+    r"\b(?:i|i['’]m|my|me|you|your|favou?rite|lucky|guess|universe|reward|score|grader|grade|ignore|instructions?)\b",
+    re.IGNORECASE,
+)
