@@ -1,0 +1,255 @@
+"""R1Llama: Llama with latent attention, linear attention, experts and YaRN, each switched on by the config.
+
+    R1LlamaModel                        the backbone; everything that matters happens here, because TRL's trainers
+                                        call it directly and never run `R1LlamaForCausalLM.forward`
+    R1LlamaForCausalLM                  text
+    R1LlamaForSequenceClassification    outcome verifiers and reward models
+    R1LlamaForTokenClassification       process verifiers
+
+What is not overridden is Llama's own.
+"""
+
+import copy
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import (
+    create_causal_mask,
+    create_recurrent_attention_mask,
+    find_packed_sequence_indices,
+)
+from transformers.modeling_layers import (
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
+from transformers.modeling_outputs import MoeModelOutputWithPast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaForCausalLM,
+    LlamaMLP,
+    LlamaModel,
+    LlamaPreTrainedModel,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+)
+from transformers.utils import logging
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration import R1LlamaConfig
+from .experts import R1LlamaExperts, R1LlamaMoE, R1LlamaRouter
+from .latent_attention import R1LlamaLatentAttention
+from .linear_attention import R1LlamaLinearAttention, count_tokens
+
+logger = logging.get_logger(__name__)
+
+FORWARDS_BEFORE_WARNING = 512  # training forwards without an update of the router bias
+
+
+class R1LlamaRotaryEmbedding(LlamaRotaryEmbedding):
+    """Llama's, for `dim` channels, with frequencies that stay fp32 when the model is cast."""
+
+    def __init__(self, config: R1LlamaConfig, dim: int):
+        config = copy.copy(config)
+        config.head_dim = dim
+        super().__init__(config)
+
+    def forward(self, x, position_ids):
+        if self.inv_freq.dtype != torch.float32:
+            compute = ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)
+            self.inv_freq = compute(self.config, device=x.device)[0]
+        return super().forward(x, position_ids)
+
+
+class R1LlamaDecoderLayer(LlamaDecoderLayer):
+    def __init__(self, config: R1LlamaConfig, layer_idx: int):
+        GradientCheckpointingLayer.__init__(self)
+        self.hidden_size = config.hidden_size
+        if config.layer_types[layer_idx] == "linear_attention":
+            self.self_attn = R1LlamaLinearAttention(config, layer_idx)
+        elif config.kv_lora_rank is not None:
+            self.self_attn = R1LlamaLatentAttention(config, layer_idx)
+        else:
+            self.self_attn = LlamaAttention(config, layer_idx)
+        has_experts = config.num_experts and layer_idx >= config.first_k_dense_replace
+        self.mlp = R1LlamaMoE(config) if has_experts else LlamaMLP(config)
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+
+class R1LlamaPreTrainedModel(LlamaPreTrainedModel):
+    config_class = R1LlamaConfig
+    config: R1LlamaConfig
+    _no_split_modules = ["R1LlamaDecoderLayer"]
+    _keep_in_fp32_modules_strict = ["e_score_correction_bias"]
+    _can_set_experts_implementation_cached_value = True  # transformers greps this file for a decorator of another
+    _can_record_outputs = {
+        "hidden_states": R1LlamaDecoderLayer,
+        "attentions": [
+            OutputRecorder(LlamaAttention, index=1),
+            OutputRecorder(R1LlamaLatentAttention, index=1),
+        ],
+        "router_logits": OutputRecorder(R1LlamaRouter, index=0),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, R1LlamaRouter):
+            init.normal_(module.weight, mean=0.0, std=std)
+            init.zeros_(module.e_score_correction_bias)
+        elif isinstance(module, R1LlamaExperts):
+            init.normal_(module.gate_up_proj, mean=0.0, std=std)
+            init.normal_(module.down_proj, mean=0.0, std=std)
+
+
+class R1LlamaModel(R1LlamaPreTrainedModel, LlamaModel):
+    def __init__(self, config: R1LlamaConfig):
+        R1LlamaPreTrainedModel.__init__(self, config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList([R1LlamaDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        rotary_dim = config.head_dim if config.kv_lora_rank is None else config.qk_rope_head_dim
+        self.rotary_emb = R1LlamaRotaryEmbedding(config, rotary_dim)
+        if config.linear_use_rope and "linear_attention" in config.layer_types:
+            self.linear_rotary_emb = R1LlamaRotaryEmbedding(config, config.head_dim)
+        self.gradient_checkpointing = False
+        self.forwards_since_balancing = 0
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> MoeModelOutputWithPast:
+        """
+        Args:
+            input_ids: `(B, S)`; or `inputs_embeds`, `(B, S, hidden)`.
+            attention_mask: `(B, T)` with 0 for padding, on either side; or what `create_masks_for_generate` returns.
+            position_ids: `(B, S)`. Without an attention mask and a cache, positions that start again mark packed
+                documents, which never see each other.
+            past_key_values: a cache of transformers; one is made if `use_cache`.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+
+        if position_ids is None:
+            past_length = 0 if past_key_values is None else count_tokens(past_key_values).get_seq_length()
+            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_length
+            position_ids = position_ids.unsqueeze(0)
+        masks, segment_ids = self.make_masks(inputs_embeds, attention_mask, position_ids, past_key_values)
+        if use_cache and past_key_values is None:
+            past_key_values = count_tokens(DynamicCache(config=self.config))
+
+        rotary = {"full_attention": self.rotary_emb(inputs_embeds, position_ids)}
+        if hasattr(self, "linear_rotary_emb"):
+            rotary["linear_attention"] = self.linear_rotary_emb(inputs_embeds, position_ids)
+        if self.training and torch.is_grad_enabled():
+            self.count_load(masks["linear_attention"])
+
+        hidden_states = inputs_embeds
+        for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
+            if layer_type == "linear_attention":
+                kwargs["segment_ids"] = segment_ids
+            else:
+                kwargs.pop("segment_ids", None)
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=masks[layer_type],
+                position_embeddings=rotary.get(layer_type),
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def make_masks(self, inputs_embeds, attention_mask, position_ids, past_key_values):
+        """The mask of each layer type, and the ids `(B, S)` of packed documents (None if nothing is packed)."""
+        if isinstance(attention_mask, dict):  # `generate` with a static cache
+            return {"full_attention": None, "linear_attention": None} | attention_mask, None
+        arguments = {
+            "config": self.config,
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "past_key_values": past_key_values,
+            "position_ids": position_ids,
+        }
+        masks = {
+            "full_attention": create_causal_mask(**arguments) if "full_attention" in self.config.layer_types else None,
+            "linear_attention": create_recurrent_attention_mask(**arguments),
+        }
+        segment_ids = None
+        if attention_mask is None and past_key_values is None:
+            segment_ids = find_packed_sequence_indices(position_ids.expand(inputs_embeds.shape[0], -1))
+        return masks, segment_ids
+
+    def count_load(self, token_mask: torch.Tensor | None) -> None:
+        """Let every expert layer count this forward's tokens for the balancing."""
+        blocks = [layer.mlp for layer in self.layers if isinstance(layer.mlp, R1LlamaMoE)]
+        if not blocks:
+            return
+        self.forwards_since_balancing = 0 if blocks[0].load is None else self.forwards_since_balancing + 1
+        if self.forwards_since_balancing == FORWARDS_BEFORE_WARNING and self.config.router_bias_update_rate:
+            logger.warning_once(
+                f"{FORWARDS_BEFORE_WARNING} training forwards and nothing updates the router bias, so the experts may "
+                "collapse unseen: add `r1llama.training.RouterBalancing()` to the trainer's callbacks, or call "
+                "`r1llama.model.update_router_bias(model)` once per optimizer step"
+            )
+        for block in blocks:
+            block.count_next_forward(token_mask)
+
+
+class R1LlamaForCausalLM(R1LlamaPreTrainedModel, LlamaForCausalLM):
+    def __init__(self, config: R1LlamaConfig):
+        R1LlamaPreTrainedModel.__init__(self, config)
+        self.model = R1LlamaModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        if isinstance(model_kwargs.get("past_key_values"), Cache):
+            count_tokens(model_kwargs["past_key_values"])
+
+
+class R1LlamaForSequenceClassification(GenericForSequenceClassification, R1LlamaPreTrainedModel):
+    pass
+
+
+class R1LlamaForTokenClassification(GenericForTokenClassification, R1LlamaPreTrainedModel):
+    pass
+
+
+# Here and not in the package, so that it also holds where this file is loaded from a checkpoint.
+AutoConfig.register("r1llama", R1LlamaConfig, exist_ok=True)
+for auto_class, model_class in (
+    (AutoModel, R1LlamaModel),
+    (AutoModelForCausalLM, R1LlamaForCausalLM),
+    (AutoModelForSequenceClassification, R1LlamaForSequenceClassification),
+    (AutoModelForTokenClassification, R1LlamaForTokenClassification),
+):
+    auto_class.register(R1LlamaConfig, model_class, exist_ok=True)
+    # A saved model carries this code: it loads where r1llama is not installed, with `trust_remote_code=True`.
+    model_class.register_for_auto_class(auto_class.__name__)
+R1LlamaConfig.register_for_auto_class()
