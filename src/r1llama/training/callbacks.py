@@ -1,0 +1,172 @@
+"""What a stage does beside the trainer's own work.
+
+- `CheckpointMarker`: marks each checkpoint complete, then drops old ones
+- `MetricsFile`: one line of JSON per log
+- `CompletionsFile`: the rollouts of a step with their rewards, as JSON lines (GRPO)
+- `SampleCompletions`: greedy answers to a few fixed prompts, as JSON lines (SFT)
+- `RouterBalancing`: moves the experts' selection bias before each optimizer step
+"""
+
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers import TrainerCallback
+from trl.models import unwrap_model_for_generation
+
+from r1llama.training.checkpoint import MARKER, checkpoints, mark_complete, why_incomplete
+
+
+class CheckpointMarker(TrainerCallback):
+    """Marks a checkpoint once all processes have written it.
+
+    Args:
+        keep: How many complete checkpoints stay (`save_total_limit`); None for all. The trainer's own rotation runs
+            before the marker exists, and a crash between the two could leave no complete checkpoint at all.
+    """
+
+    def __init__(self, keep: int | None):
+        self.keep = keep
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        # What another trajectory left beyond this point must not be mistaken for ours.
+        if state.is_world_process_zero:
+            for step, folder in checkpoints(args.output_dir):
+                if step > state.global_step:
+                    (folder / MARKER).unlink(missing_ok=True)
+
+    def on_save(self, args, state, control, **kwargs):
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            complete = [folder for _, folder in checkpoints(args.output_dir) if why_incomplete(folder) is None]
+            for folder in complete[self.keep or None :] if self.keep else []:
+                if str(folder) != state.best_model_checkpoint:
+                    shutil.rmtree(folder)
+        PartialState().wait_for_everyone()
+
+
+class _JsonLines(TrainerCallback):
+    """Appends JSON lines that carry a `step`; on a resumed run, lines beyond the checkpoint are dropped first."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
+        self.path.write_text("".join(line + "\n" for line in kept if state.global_step), encoding="utf-8")
+
+    def append(self, rows: list[dict]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+class MetricsFile(_JsonLines):
+    """Every log of the trainer as `{"step", "time" (Unix seconds), ...}`; NaN becomes null."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero:
+            numbers = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in logs.items()}
+            self.append([{"step": state.global_step, "time": round(time.time(), 2), **numbers}])
+
+
+class CompletionsFile(_JsonLines):
+    """Every `every` steps, the newest rollouts: prompt, completion, each reward, advantage.
+
+    Args:
+        path: The JSON lines file.
+        every: In optimizer steps.
+        trainer: The `GRPOTrainer`, whose own log buffers are read (already gathered from all processes).
+    """
+
+    def __init__(self, path: Path, every: int, trainer):
+        super().__init__(path)
+        self.every, self.trainer = every, trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero or state.global_step % self.every:
+            return
+        logs = self.trainer._logs
+        columns = {
+            "prompt": logs["prompt"],
+            "completion": logs["completion"],
+            **logs["rewards"],
+            "advantage": logs["advantages"],
+            **logs["extra"],
+        }
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        self.append([{"step": state.global_step, **{k: _plain(v) for k, v in row.items()}} for row in rows])
+
+
+def _plain(value):
+    """NaN marks a completion that a reward could not judge; JSON has no NaN."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+class SampleCompletions(_JsonLines):
+    """Every `every` steps, greedy completions of fixed prompts. Greedy draws no random number, so a run with samples
+    ends with the same weights as one without.
+
+    Args:
+        path: The JSON lines file.
+        every: In optimizer steps.
+        trainer: The `SFTTrainer`.
+        prompts: Rendered prompts (chat template applied).
+        max_new_tokens: Longest completion.
+    """
+
+    def __init__(self, path: Path, every: int, trainer, prompts: list[str], max_new_tokens: int):
+        super().__init__(path)
+        self.every, self.trainer, self.prompts, self.max_new_tokens = every, trainer, prompts, max_new_tokens
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step % self.every:
+            return
+        tokenizer, accelerator = self.trainer.processing_class, self.trainer.accelerator
+        batch = tokenizer(
+            self.prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
+        ).to(accelerator.device)
+        training = model.training
+        model.eval()
+        # Every process takes part: under ZeRO-3 the weights are gathered together.
+        with unwrap_model_for_generation(self.trainer.model_wrapped, accelerator) as unwrapped, torch.no_grad():
+            tokens = unwrapped.generate(
+                **batch,
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        model.train(training)
+        if state.is_world_process_zero:
+            texts = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+            rows = zip(self.prompts, texts, strict=True)
+            self.append([{"step": state.global_step, "prompt": p, "completion": c} for p, c in rows])
+
+
+class RouterBalancing(TrainerCallback):
+    """Loss-free balancing: before each optimizer step the selection bias moves towards the experts that were passed
+    over since the last one (`r1llama.model.balancing`); what it measured joins the trainer's logs.
+
+    Args:
+        trainer: A TRL trainer.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        from r1llama.model.balancing import update_router_bias
+
+        for name, value in update_router_bias(model).items():
+            self.trainer._metrics["train"][name].append(value)

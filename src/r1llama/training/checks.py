@@ -1,0 +1,209 @@
+"""What cannot work is refused here, before the model loads: each message names the key and the cure.
+
+- `check_values`: numbers out of range, the arithmetic of groups, missing keys (on the resolved recipe)
+- `check_machine`: output directory, disk, precision, libraries
+- `check_rewards`: reward columns and weights against the dataset
+- `check_prompts`: chat template, tags and lengths against the tokenizer and the context
+"""
+
+import importlib.util
+import math
+import os
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from packaging.version import Version
+from trl import is_conversational
+
+from r1llama.training.recipe import RecipeError
+from r1llama.versions import declared
+
+POSITIVE = [
+    "learning_rate",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "max_completion_length",
+    "max_length",
+    "temperature",
+    "steps_per_generation",
+    "generation_batch_size",
+    "num_iterations",
+    "log_completions_steps",
+    "save_total_limit",
+    "lora_r",
+    "lora_alpha",
+]
+NOT_NEGATIVE = ["weight_decay", "max_grad_norm", "warmup_steps", "beta", "epsilon", "seed"]
+SMALLEST_DISK = 200 * 2**20
+
+
+def check_values(values: dict) -> None:
+    """Refuse resolved recipe values that no run can use."""
+    for key in ("model_name_or_path", "dataset_name", "output_dir"):
+        if not values[key]:
+            raise RecipeError(f"`{key}` is missing: set it in the recipe or with --{key}")
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RecipeError(f"`{key}: {value}` must be a finite number")
+    for key in POSITIVE:
+        if values.get(key) is not None and values[key] <= 0:
+            raise RecipeError(f"`{key}: {values[key]}` must be above 0")
+    for key in NOT_NEGATIVE:
+        if values.get(key) is not None and values[key] < 0:
+            raise RecipeError(f"`{key}: {values[key]}` must not be negative")
+    if values["max_steps"] <= 0 and values["num_train_epochs"] <= 0:
+        raise RecipeError("nothing to train: set `max_steps` or `num_train_epochs` above 0")
+    if not 0 <= values["lora_dropout"] < 1:
+        raise RecipeError(f"`lora_dropout: {values['lora_dropout']}` must lie in [0, 1)")
+    if (values["load_in_4bit"] or values["load_in_8bit"]) and not values["use_peft"]:
+        raise RecipeError("`load_in_4bit` / `load_in_8bit` freeze the weights: set `use_peft: true` to train adapters")
+    if "num_generations" in values:
+        _check_groups(values)
+
+
+def _check_groups(values: dict) -> None:
+    group = values["num_generations"]
+    if group < 2:
+        raise RecipeError(f"`num_generations: {group}`: a completion is compared with its group, so at least 2")
+    if not 0 < values["top_p"] <= 1:
+        raise RecipeError(f"`top_p: {values['top_p']}` must lie in (0, 1]")
+    if values["generation_batch_size"] and values["steps_per_generation"]:
+        raise RecipeError("`generation_batch_size` and `steps_per_generation` say the same thing: set one of them")
+    per_device, ranks = values["per_device_train_batch_size"], int(os.environ.get("WORLD_SIZE", 1))
+    steps = values["steps_per_generation"] or values["gradient_accumulation_steps"]
+    batch = values["generation_batch_size"] or per_device * ranks * steps
+    if batch % group:
+        best = math.ceil(batch / group) * group
+        cure = f"set `generation_batch_size: {best}`"
+        if not values["generation_batch_size"]:
+            cure = f"`num_generations: {_near_divisor(batch, group)}` fits, and so does "
+            if best % (ranks * steps) == 0:
+                cure += f"`per_device_train_batch_size: {best // (ranks * steps)}`"
+            else:
+                cure += f"`steps_per_generation: {group // math.gcd(group, per_device * ranks)}`"
+        raise RecipeError(
+            f"a batch of {batch} completions (per_device_train_batch_size {per_device} x {ranks} processes x "
+            f"{steps} steps per generation) does not divide into groups of `num_generations: {group}`: {cure}"
+        )
+    if batch % (per_device * ranks):
+        raise RecipeError(
+            f"`generation_batch_size: {batch}` must be a multiple of per_device_train_batch_size {per_device} x "
+            f"{ranks} processes = {per_device * ranks}"
+        )
+
+
+def _near_divisor(batch: int, group: int) -> int:
+    """The divisor of `batch`, at least 2, nearest to `group`."""
+    return min((d for d in range(2, batch + 1) if batch % d == 0), key=lambda d: abs(d - group), default=batch)
+
+
+def check_machine(values: dict) -> None:
+    """Refuse what this machine cannot do. Makes the output directory."""
+    folder = Path(values["output_dir"])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RecipeError(f"`output_dir: {folder}` cannot be written: {error.strerror}") from error
+    weights = sum(path.stat().st_size for path in Path(values["model_name_or_path"]).glob("*.safetensors"))
+    need, free = max(SMALLEST_DISK, 4 * weights), shutil.disk_usage(folder).free
+    if free < need:
+        raise RecipeError(
+            f"`output_dir: {folder}` has {free / 2**20:.0f} MiB left; a checkpoint with its optimizer and the final "
+            f"model take about {need / 2**20:.0f}: free some, or point output_dir elsewhere"
+        )
+    cuda = torch.cuda.is_available() and not values["use_cpu"]
+    if values["bf16"] and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise RecipeError(f"`bf16: true`: {torch.cuda.get_device_name()} has none; set `bf16: false` and `fp16: true`")
+    if values["load_in_4bit"] or values["load_in_8bit"]:
+        _need("bitsandbytes", "`load_in_4bit` / `load_in_8bit`", "quant")
+    if values.get("use_vllm"):
+        _need("vllm", "`use_vllm: true`", "vllm")
+
+
+def _need(package: str, key: str, extra: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise RecipeError(f"{key} needs {package}: `pip install 'r1llama[{extra}]'`, or switch it off")
+    requirement = declared().get(package)
+    names = {name for name in metadata.packages_distributions().get(package, []) if name}
+    for version in {metadata.version(name) for name in names} if requirement else set():
+        # A local build such as 0.31.0+cpu belongs to 0.31.0.
+        if not requirement.specifier.contains(Version(version).public, prereleases=True):
+            raise RecipeError(f"{key}: {package} {version} is outside the tested range {requirement.specifier}")
+
+
+def check_rewards(names: list[str], weights: list[float] | None, needed: list[set[str]], columns: list[str]) -> None:
+    """Refuse rewards that lack a weight or a dataset column.
+
+    Args:
+        names: Reward names, for the message.
+        weights: `reward_weights`, or None for all 1.
+        needed: The columns that each reward asks for.
+        columns: The dataset's columns.
+    """
+    if weights is not None and len(weights) != len(names):
+        raise RecipeError(f"`reward_weights` has {len(weights)} numbers for {len(names)} rewards: {', '.join(names)}")
+    for name, asked in zip(names, needed, strict=True):
+        missing = sorted(set(asked) - set(columns))
+        if missing:
+            raise RecipeError(
+                f"reward `{name}` needs the column `{missing[0]}`, but the dataset has {', '.join(columns)}: rename a "
+                "column, or set `task` so that rows become `prompt` and `solution`"
+            )
+
+
+def check_prompts(rows, tokenizer, config, completion_length: int) -> None:
+    """Refuse prompts that the tokenizer cannot render, or that leave no room for the completion.
+
+    Args:
+        rows: Dataset with a `prompt` column.
+        tokenizer: The tokenizer.
+        config: The model's config; `max_position_embeddings` is the context in tokens.
+        completion_length: `max_completion_length`, in tokens.
+    """
+    if "prompt" not in rows.column_names:
+        raise RecipeError(
+            f"the dataset has no column `prompt`, but {', '.join(rows.column_names)}: rename one, or set `task`"
+        )
+    check_chat_template(rows[0], tokenizer)
+    hidden = [tag for tag in ("<think>", "</think>", "<answer>", "</answer>") if tag in tokenizer.all_special_tokens]
+    if hidden:
+        raise RecipeError(
+            f"{hidden[0]} is a special token: rollouts are decoded without special tokens, so no reward would ever "
+            f"see it. Add it with `tokenizer.add_tokens(..., special_tokens=False)` instead"
+        )
+    context = getattr(config, "max_position_embeddings", None)
+    if context is None:
+        return
+    lengths = [len(ids) for ids in _prompt_ids(rows, tokenizer)]
+    room = context - completion_length
+    too_long = [index for index, length in enumerate(lengths) if length > room]
+    if too_long:
+        first = too_long[0]
+        raise RecipeError(
+            f"{len(too_long)} of {len(lengths)} prompts do not fit, the first at row {first}: {lengths[first]} tokens "
+            f"+ `max_completion_length: {completion_length}` > the model's context of {context}. Lower "
+            f"`max_completion_length` or drop these rows"
+        )
+
+
+def check_chat_template(row: dict, tokenizer) -> None:
+    """Refuse chat messages when the tokenizer has no template to render them."""
+    if is_conversational(row) and tokenizer.chat_template is None:
+        raise RecipeError(
+            "the dataset holds chat messages, but the tokenizer has no chat template: set `tokenizer.chat_template` "
+            "in the model directory (for SFT, `chat_template_path` does it), or use plain-text prompts"
+        )
+
+
+def _prompt_ids(rows, tokenizer):
+    prompts = rows["prompt"]
+    if is_conversational(rows[0]):
+        prompts = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts]
+        return tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    return tokenizer(list(prompts))["input_ids"]

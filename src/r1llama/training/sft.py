@@ -1,0 +1,75 @@
+"""Supervised fine-tuning: TRL's SFTTrainer from a recipe.
+
+    accelerate launch -m r1llama.training.sft --config recipe.yaml [--key value ...]
+
+The dataset holds `prompt` and `completion`, or `messages`, or `text`; or raw rows and a `task`.
+"""
+
+from pathlib import Path
+
+from trl import ModelConfig, SFTConfig, SFTTrainer
+
+from r1llama.training import recipe, stage
+from r1llama.training.callbacks import SampleCompletions
+from r1llama.training.checks import check_chat_template, check_machine, check_values
+from r1llama.training.recipe import RecipeError
+
+SAMPLES, SAMPLE_TOKENS = 4, 256
+
+
+def main(argv: list[str]) -> dict[str, float]:
+    """Run the stage.
+
+    Args:
+        argv: Such as `["--config", "sft.yaml", "--seed", "1"]`.
+
+    Returns:
+        The trainer's metrics.
+
+    Raises:
+        RecipeError: The run cannot work; raised before the model loads.
+    """
+    args, training_args, model_args, values = recipe.read(
+        (stage.StageArguments, SFTConfig, ModelConfig), argv, check=check_values
+    )
+    check_machine(values)
+    stage.start(values)
+    config = stage.load_config(model_args, training_args.trust_remote_code)
+    context = getattr(config, "max_position_embeddings", None)
+    if context and training_args.max_length and training_args.max_length > context:
+        raise RecipeError(
+            f"`max_length: {training_args.max_length}` exceeds the model's context: set it to {context} tokens or less"
+        )
+    tokenizer = stage.load_tokenizer(model_args, training_args.trust_remote_code)
+    tokenizer.padding_side = "right"
+    rows = stage.load_dataset(args, args.dataset_train_split, "demonstration")
+    if not training_args.chat_template_path:
+        check_chat_template(rows[0], tokenizer)
+    evaluation = None
+    if training_args.eval_strategy != "no":
+        evaluation = stage.load_dataset(args, args.dataset_test_split, "demonstration")
+    resume_from = stage.resume_point(training_args)
+
+    trainer = SFTTrainer(
+        model=stage.load_model(model_args, training_args, config),
+        args=training_args,
+        train_dataset=rows,
+        eval_dataset=evaluation,
+        processing_class=tokenizer,
+        **stage.adapters(model_args),
+    )
+    if args.log_completions_steps and "prompt" in rows.column_names:
+        path = Path(training_args.output_dir) / "completions" / "samples.jsonl"
+        prompts = [_render(prompt, tokenizer) for prompt in (evaluation or rows)["prompt"][:SAMPLES]]
+        trainer.add_callback(SampleCompletions(path, args.log_completions_steps, trainer, prompts, SAMPLE_TOKENS))
+    return stage.train(trainer, args, "sft", resume_from)
+
+
+def _render(prompt, tokenizer) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+
+
+if __name__ == "__main__":
+    stage.run(main)

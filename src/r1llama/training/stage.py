@@ -1,0 +1,271 @@
+"""What both stages share: arguments, data, model and tokenizer, resuming, and the final save."""
+
+import importlib
+import json
+import logging
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import PartialState
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+from trl import get_peft_config, get_quantization_config, is_conversational
+
+import r1llama  # noqa: F401  (registers the architecture with the Auto classes)
+from r1llama.data.loading import DataError, load_rows, looks_local
+from r1llama.training import recipe
+from r1llama.training.callbacks import CheckpointMarker, MetricsFile, RouterBalancing
+from r1llama.training.checkpoint import newest_complete, why_incomplete
+from r1llama.training.recipe import RecipeError
+
+log = logging.getLogger("r1llama")
+
+PAD_CANDIDATES = ["<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|endoftext|>", "<unk>"]
+
+
+@dataclass
+class StageArguments:
+    """The keys of a recipe that neither TRL's config nor its `ModelConfig` has."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Hub id, or local path: a .jsonl, .json or .parquet file, or a directory of them."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on; slices work."})
+    dataset_test_split: str = field(
+        default="test", metadata={"help": "Split to evaluate on, if eval_strategy is set."}
+    )
+    task: str | None = field(
+        default=None,
+        metadata={
+            "help": "Module that turns raw rows into prompts: a name in r1llama.tasks, such as gsm8k, or a dotted "
+            "path. Unset: the rows already have the columns that the trainer wants."
+        },
+    )
+    system_prompt: str | None = field(
+        default=None,
+        metadata={"help": "System message of every chat prompt. Unset: the task's own, or none; empty: none."},
+    )
+    log_completions_steps: int | None = field(
+        default=None,
+        metadata={"help": "Write sample completions to output_dir/completions/ every so many optimizer steps."},
+    )
+
+
+def start(values: dict) -> None:
+    """Log the resolved recipe and save it beside the model to be."""
+    main = PartialState().is_main_process
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    log.setLevel(logging.INFO if main else logging.ERROR)
+    path = Path(values["output_dir"]) / "recipe.yaml"
+    if main:
+        if path.exists():
+            before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            for key in sorted(key for key in values if key in before and before[key] != values[key]):
+                log.warning("%s was `%s: %s`; now %s", path, key, before[key], values[key])
+        recipe.save(values, path)
+        log.info("recipe: %s", json.dumps(values, sort_keys=True, default=str))
+    PartialState().wait_for_everyone()
+
+
+def load_dataset(args: StageArguments, split: str, kind: str):
+    """One split, with the task and the system prompt applied.
+
+    Args:
+        args: The recipe's data keys.
+        split: Name of the split.
+        kind: The task's function to apply: `problem` (prompt, solution) or `demonstration` (prompt, completion).
+    """
+    with PartialState().main_process_first():
+        try:
+            rows = load_rows(args.dataset_name, args.dataset_config, split)
+        except DataError as error:
+            raise RecipeError(f"`dataset_name`: {error}") from error
+        if args.task is not None:
+            convert = getattr(_task(args.task), kind)
+            keywords = {} if args.system_prompt is None else {"system_prompt": args.system_prompt}
+            try:
+                return rows.map(convert, fn_kwargs=keywords, remove_columns=rows.column_names, desc=args.task)
+            except KeyError as error:
+                raise RecipeError(
+                    f"`task: {args.task}` needs the column {error}, but the dataset has {', '.join(rows.column_names)}"
+                ) from error
+        if args.system_prompt:
+            if "prompt" not in rows.column_names or not is_conversational(rows[0]):
+                raise RecipeError("`system_prompt` needs a `prompt` column of chat messages")
+            system = {"role": "system", "content": args.system_prompt}
+            return rows.map(lambda row: {"prompt": [system, *row["prompt"]]}, desc="system prompt")
+        return rows
+
+
+def _task(name: str):
+    path = name if "." in name else f"r1llama.tasks.{name}"
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        raise RecipeError(f"`task: {name}`: there is no module {path}") from error
+
+
+def load_config(model_args, trust_remote_code: bool):
+    """The model's config: cheap, and enough to refuse what cannot work."""
+    name = model_args.model_name_or_path
+    if looks_local(name) and not Path(name).expanduser().is_dir():
+        raise RecipeError(f"`model_name_or_path: {name}` does not exist (looked at {Path(name).absolute()})")
+    if Path(name).is_dir() and not (Path(name) / "config.json").exists():
+        raise RecipeError(f"`model_name_or_path: {name}` holds no config.json")
+    try:
+        return AutoConfig.from_pretrained(
+            name, revision=model_args.model_revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"`model_name_or_path: {name}`: {error}") from error
+
+
+def load_tokenizer(model_args, trust_remote_code: bool):
+    """The tokenizer, with a padding token that is not the end of sequence where the vocabulary has one to offer."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_args.model_name_or_path,
+            revision=model_args.model_revision,
+            trust_remote_code=trust_remote_code,
+            padding_side="left",
+            truncation_side="left",
+        )
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"`model_name_or_path: {model_args.model_name_or_path}`: no tokenizer: {error}") from error
+    if tokenizer.eos_token is None:
+        raise RecipeError(
+            "the tokenizer has no eos_token: the model could never stop; set it in tokenizer_config.json"
+        )
+    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+        vocabulary = tokenizer.get_vocab()
+        spare = [t for t in PAD_CANDIDATES if t in vocabulary and t not in (tokenizer.eos_token, tokenizer.bos_token)]
+        if spare:
+            log.info("pad token: %s (was %s)", spare[0], tokenizer.pad_token)
+            tokenizer.pad_token = spare[0]
+        else:
+            log.warning("no token to pad with but eos %s: padding is told apart by the mask", tokenizer.eos_token)
+            tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(model_args, training_args, config):
+    """What to hand to the trainer: a name that it loads itself, or, for a directory that holds a config but no
+    weights, a model initialised from the seed. Fills in `training_args.model_init_kwargs`."""
+    folder = Path(model_args.model_name_or_path)
+    weights = ["*.safetensors", "pytorch_model*.bin", "adapter_config.json"]
+    if not folder.is_dir() or any(next(folder.glob(pattern), None) for pattern in weights):
+        training_args.model_init_kwargs = {
+            "revision": model_args.model_revision,
+            "attn_implementation": model_args.attn_implementation,
+            "dtype": model_args.dtype,
+            **(training_args.model_init_kwargs or {}),
+        }
+        return model_args.model_name_or_path
+    if getattr(training_args, "beta", 0.0):
+        raise RecipeError(f"`beta` needs a trained reference model, but {folder} holds no weights: set `beta: 0`")
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        raise RecipeError(f"nothing to quantise: {folder} holds no weights")
+    log.info("%s holds no weights: starting from random ones, seed %d", folder, training_args.seed)
+    set_seed(training_args.seed)
+    keywords = {"dtype": torch.float32 if model_args.dtype == "auto" else getattr(torch, model_args.dtype)}
+    if model_args.attn_implementation:
+        keywords["attn_implementation"] = model_args.attn_implementation
+    return AutoModelForCausalLM.from_config(
+        config,
+        trust_remote_code=training_args.trust_remote_code,
+        **keywords,
+        **(training_args.model_init_kwargs or {}),
+    )
+
+
+def adapters(model_args) -> dict:
+    """`peft_config` and `quantization_config` as the trainers take them."""
+    return {
+        "peft_config": get_peft_config(model_args),
+        "quantization_config": get_quantization_config(model_args),
+    }
+
+
+def resume_point(training_args) -> str | None:
+    """The checkpoint to continue from, by `resume_from_checkpoint`: auto (or true), false, or a path."""
+    wish = str(training_args.resume_from_checkpoint)
+    if wish.lower() in ("false", "none"):
+        return None
+    if wish.lower() in ("auto", "true"):
+        folder, passed_over = newest_complete(training_args.output_dir)
+        for reason in passed_over:
+            log.warning("passed over %s", reason)
+        log.info("resuming from %s", folder) if folder else log.info("no checkpoint to resume from: step 0")
+        return str(folder) if folder else None
+    reason = why_incomplete(Path(wish)) if Path(wish).is_dir() else "no such directory"
+    if reason:
+        raise RecipeError(f"`resume_from_checkpoint: {wish}`: {reason}; `auto` finds the newest complete one")
+    return wish
+
+
+def train(trainer, args: StageArguments, stage: str, resume_from: str | None) -> dict[str, float]:
+    """Run the trainer with the callbacks of every stage, evaluate if the recipe says so, and save.
+
+    Returns:
+        The trainer's metrics, also in `all_results.json`.
+    """
+    training_args = trainer.args
+    output_dir = Path(training_args.output_dir)
+    trainer.add_callback(MetricsFile(output_dir / "metrics.jsonl"))
+    trainer.add_callback(CheckpointMarker(training_args.save_total_limit))
+    training_args.save_total_limit = None  # the marker callback rotates, and only after the new one is complete
+    if getattr(trainer.model.config, "num_experts", 0):
+        trainer.add_callback(RouterBalancing(trainer))
+    metrics = trainer.train(resume_from_checkpoint=resume_from).metrics
+    if training_args.eval_strategy != "no":
+        metrics |= trainer.evaluate()
+    save(trainer, args, stage)
+    trainer.save_metrics("all", metrics, combined=False)
+    trainer.save_state()
+    log.info("done: %s", output_dir)
+    trainer.accelerator.end_training()
+    return metrics
+
+
+def save(trainer, args: StageArguments, stage: str) -> None:
+    """Save a directory that `from_pretrained` loads, ready to generate: cache on, stopping where training stopped."""
+    model, tokenizer = trainer.model, trainer.processing_class
+    model.config.use_cache = True
+    model.generation_config.use_cache = True
+    stops = model.generation_config.eos_token_id
+    stops = stops if isinstance(stops, list) else [stops]
+    stops = [
+        stop for stop in dict.fromkeys([tokenizer.eos_token_id, *stops, end_of_turn(tokenizer)]) if stop is not None
+    ]
+    model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    trainer.save_model(trainer.args.output_dir)
+    hub_dataset = None if os.path.exists(args.dataset_name) else args.dataset_name
+    trainer.create_model_card(
+        model_name=Path(trainer.args.output_dir).name, dataset_name=hub_dataset, tags=["r1llama", "reasoning", stage]
+    )
+
+
+def end_of_turn(tokenizer) -> int | None:
+    """Id of the special token that the chat template writes after an assistant's turn; None if there is none."""
+    if tokenizer.chat_template is None:
+        return None
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "r1llama"}]
+    after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("r1llama")[2]
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
+    return ids[0] if ids and ids[0] in tokenizer.all_special_ids else None
+
+
+def run(main) -> None:
+    """Entry point of `python -m`: a refusal is one message on stderr and exit status 2, without a traceback."""
+    try:
+        main(sys.argv[1:])
+    except RecipeError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"r1llama: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,118 @@
+"""A Llama of a few thousand weights and a byte-level tokenizer, made on the spot; arithmetic rows as JSON lines."""
+
+import json
+import os
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, then pad and eos, then the four tags."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
+    tokenizer.add_tokens(["<think>", "</think>", "<answer>", "</answer>"])
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def tiny_config(tokenizer, **changes) -> LlamaConfig:
+    return LlamaConfig(
+        **{
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 128,
+            "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "bos_token_id": None,
+            **changes,
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory):
+    """A saved tiny model: config, weights, tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = byte_tokenizer()
+    torch.manual_seed(0)
+    LlamaForCausalLM(tiny_config(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def problems(tmp_path_factory):
+    """`prompt` and `solution`, for GRPO."""
+    rows = [{"prompt": f"{a}+{b}=", "solution": str(a + b)} for a in range(4) for b in range(4)]
+    return write_jsonl(tmp_path_factory.mktemp("data") / "problems.jsonl", rows)
+
+
+@pytest.fixture(scope="session")
+def demonstrations(tmp_path_factory):
+    """`prompt` and `completion`, for SFT."""
+    rows = [
+        {"prompt": f"{a}+{b}=", "completion": f"<think>{a}+{b}</think><answer>{a + b}</answer>"}
+        for a in range(4)
+        for b in range(4)
+    ]
+    return write_jsonl(tmp_path_factory.mktemp("data") / "demonstrations.jsonl", rows)
+
+
+@pytest.fixture
+def sft_recipe(tmp_path, model_dir, demonstrations):
+    """A recipe of four steps, as a dict; `tmp_path / "out"` is its output directory."""
+    return {
+        "model_name_or_path": str(model_dir),
+        "dataset_name": str(demonstrations),
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "max_length": 64,
+        "use_cpu": True,
+        "bf16": False,
+        "disable_tqdm": True,
+    }
+
+
+@pytest.fixture
+def grpo_recipe(tmp_path, model_dir, problems):
+    """As `sft_recipe`: groups of four, twelve tokens."""
+    return {
+        "model_name_or_path": str(model_dir),
+        "dataset_name": str(problems),
+        "output_dir": str(tmp_path / "out"),
+        "reward_funcs": ["accuracy", "format"],
+        "max_steps": 4,
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "max_completion_length": 12,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "bf16": False,
+        "disable_tqdm": True,
+    }
