@@ -1,4 +1,8 @@
-"""Comparing an extracted answer with the gold: exactly where both are numbers or words, else by computer algebra."""
+"""Comparing an extracted answer with the gold: exactly where both are numbers or words, else by computer algebra.
+
+The order of business: shapes (`structure`), then scalars: numbers, equal spelling, words, and at last algebra, which
+runs elsewhere (`algebra`). What algebra would get wrong or never finish is refused before.
+"""
 
 import re
 from fractions import Fraction
@@ -6,20 +10,21 @@ from typing import NamedTuple
 
 from .extraction import closing_brace, sole_number
 from .numeric import Number, fold, parse_number, strip_latex
+from .structure import compact, normalise, same_shape, shape_of
 
 
 class Verdict(NamedTuple):
-    """`correct` is None when nothing could be decided; `reason` says how it was decided, or why not."""
+    """`correct` is None when only algebra can tell; `reason` says how it was decided."""
 
     correct: bool | None
     reason: str
 
 
-_PERCENT_ASKED = re.compile(r"percent|per cent|%", re.IGNORECASE)
+_PERCENT_ASKED = re.compile(r"percent|per cent|%|prozent|pourcent|por ciento|yüzde|процент|百分", re.IGNORECASE)
 
 
 def gold_value(solution: object) -> str:
-    r"""Return the value of a `solution` cell: after the last `####`, in the last `\boxed{}` or `<answer>`, or all of it.
+    r"""Return the value of a `solution` cell: after the last `####`, the last `\boxed{}` or `<answer>`, or all of it.
 
     A cell that is no text is written as text; None gives "".
     """
@@ -38,16 +43,23 @@ def gold_value(solution: object) -> str:
     return text
 
 
+def names_several(gold: str) -> bool:
+    """Tell whether the gold itself has more than one value, so that "x = 1 or x = 2" is no hedging."""
+    return not gold.isalnum() and (r"\pm" in gold or "±" in gold or shape_of(normalise(gold)).kind != "scalar")
+
+
 def percent_expected(solution: object, prompt: str = "") -> bool:
     """Tell whether 42 and 42 % are the same answer here, because a percentage was asked for.
 
     GSM8K's golds drop the sign; its worked solutions write it just before the `####`.
     """
     worked, hashes, gold = str(solution).rpartition("####")
-    if hashes and re.search(rf"{re.escape(gold.strip())}\s*%", worked):
+    if hashes and "%" in worked and re.search(rf"(?<![\d.,]){re.escape(gold.strip())}\s*%", worked):
         return True
+    if not _PERCENT_ASKED.search(prompt):
+        return False
     asked = re.split(r"(?<=[.!?])\s+", prompt.strip())
-    return any(_PERCENT_ASKED.search(s) for s in asked if "?" in s and re.search(r"what|which|how|find|as a", s, re.I))
+    return any(_PERCENT_ASKED.search(s) and re.search(r"\b(?:what|which|how|find|as a)\b|[?？]$", s, re.I) for s in asked)
 
 
 def same_number(answer: Number, gold: Number, percent: bool = False) -> Verdict:
@@ -71,43 +83,138 @@ def same_number(answer: Number, gold: Number, percent: bool = False) -> Verdict:
     return Verdict(False, "number")
 
 
-_LABEL = re.compile(r"^(?:option|choice|answer)?\s*[(\[]?([A-Ja-j])[)\].:]*$", re.IGNORECASE)
+_LABEL = re.compile(r"^(?:(?:option|choice|answer)\s*)?[(\[]?([A-Ja-j])[)\].:]*$", re.IGNORECASE)
+_DECIMAL_COMMA = re.compile(r"-?\d+,\d+$")
 
 
 def plain_text(text: str) -> str:
     """Return `text` without LaTeX dress, quotes and final dots; words in lower case, single letters as they are."""
-    text = strip_latex(fold(text)).replace("**", "").strip(" .\"'`*_$")
-    text = re.sub(r"\s+", " ", text)
+    text = re.sub(r"\s+", " ", strip_latex(fold(text)).replace("**", "").strip(" .\"'`*_$"))
     label = _LABEL.match(text)
     if label and (len(text) == 1 or not text.isalpha()):
         return label[1]
     return text.casefold() if len(text) > 1 else text
 
 
-def compare_fast(answer: str, gold: str, percent: bool = False) -> Verdict | None:
-    """Decide without computer algebra, or return None when that is not possible.
+def compare(answer: str, gold: str, percent: bool = False) -> Verdict:
+    """Decide without computer algebra where possible.
 
     Args:
         answer: an extracted value.
         gold: the gold value, not empty.
         percent: a percentage was asked for.
+
+    Returns:
+        a `Verdict`; `correct` is None where `algebra.compare` has to decide.
     """
     expected = parse_number(gold)
     if expected is not None:
-        number = sole_number(answer)
-        if number is not None:
-            verdict = same_number(number, expected, percent)
-            if not verdict.correct and expected.decimals and re.fullmatch(r"-?\d+,\d+", answer.strip()):
-                decimal_comma = parse_number(answer.strip().replace(",", "."))  # "3,5" for a gold of 3.5
-                return same_number(decimal_comma, expected) if decimal_comma else verdict
-            return verdict
-        return None if _has_maths(answer) else Verdict(False, "not_a_number")
+        return _against_number(answer, expected, percent)
     if plain_text(answer) == plain_text(gold) and plain_text(gold):
         return Verdict(True, "text")
-    if not _has_maths(gold):
+    if not has_maths(gold):
         return Verdict(False, "text")
+    if len(answer) > MAX_LENGTH:
+        return Verdict(False, "too_large")
+    result = same_shape(normalise(answer), normalise(gold), same_scalar)
+    if result is None and too_large(answer):
+        return Verdict(False, "too_large")
+    return Verdict(result, "structure" if result is not None else "algebra")
+
+
+def _against_number(answer: str, expected: Number, percent: bool) -> Verdict:
+    number = sole_number(answer)
+    if number is None:
+        return Verdict(False, "unevaluated" if re.search(r"\d", answer) else "not_a_number")
+    verdict = same_number(number, expected, percent)
+    if not verdict.correct and expected.decimals and _DECIMAL_COMMA.match(answer):
+        number = parse_number(answer.replace(",", "."))  # "3,5" for a gold of 3.5
+        return same_number(number, expected) if number else verdict
+    return verdict
+
+
+# ---- scalars -----------------------------------------------------------------------------------------------------
+
+MAX_LENGTH = 1000  # characters of an answer that algebra will look at
+MAX_DEPTH = 25  # nested braces
+MAX_EXPONENT = 10_000
+MAX_FACTORIAL = 1_000
+_LETTER = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]")
+_ASSIGNMENT = re.compile(r"^\s*(?:[a-zA-Z](?:_\{?\w+\}?)?(?:\s*\([a-z]\))?|[A-Z]{2}|\\angle\s*\w+)\s*(?:=|\\in(?![a-z]))\s*(?=[^=]+$)")
+_RELATION = re.compile(r"=|<|>|\\(?:leq|geq|neq|ne|in|equiv|approx)(?![a-zA-Z])")
+_UNEVALUATED = re.compile(r"\\(?:int|sum|prod|lim|binom|dbinom|tbinom|det)(?![a-zA-Z])|\\frac\s*\{d\}")
+_ELLIPSIS = re.compile(r"\\[lcd]?dots|\.\.\.|…")
+_SUBSCRIPT = re.compile(r"_\s*\{?\s*(\w+)")
+_FORBIDDEN = re.compile(r"__|[\"`@;&#~\x00]|\\(?:def|let|input|include|write|read|openin|newcommand|phantom|llap|rlap)(?![a-z])")
+_MATRIX = re.compile(r"\\begin\{[a-z]*matrix\}|\\begin\{array\}")
+
+
+def has_maths(text: str) -> bool:
+    """Tell whether `text` could be more than words."""
+    return bool(re.search(r"[\\^_=+*/(){}\[\]|<>≤≥√π∞×÷±:,]|\d|^-?[a-zA-Z]$", text))
+
+
+def same_scalar(answer: str, gold: str) -> bool | None:
+    """Compare two normalised scalars; None where only algebra can tell."""
+    expected = parse_number(gold)
+    if expected is not None:
+        return _against_number(answer, expected, percent=False).correct
+    if compact(answer) == compact(gold):
+        return True
+    if _ELLIPSIS.search(answer + gold) or (_FORBIDDEN.search(answer) and not _MATRIX.search(gold)):
+        return False
+    answer, gold = _unassigned(answer, gold)
+    if compact(answer) == compact(gold):
+        return True
+    expected = parse_number(gold)
+    if expected is not None:
+        return _against_number(answer, expected, percent=False).correct
+    if not has_maths(gold) or not answer.strip() or bool(_RELATION.search(answer)) != bool(_RELATION.search(gold)):
+        return False
+    if _symbols(answer) != _symbols(gold) or set(_SUBSCRIPT.findall(answer)) != set(_SUBSCRIPT.findall(gold)):
+        return False
+    if _UNEVALUATED.search(answer) and not _UNEVALUATED.search(gold):
+        return False
+    if bool(_MATRIX.search(answer)) != bool(_MATRIX.search(gold)) or ":" in answer + gold:
+        return False
     return None
 
 
-def _has_maths(text: str) -> bool:
-    return bool(re.search(r"[\\^_=+*/(){}\[\]|<>≤≥√π∞×÷]|\d\s*[a-zA-Z]|^-?[a-zA-Z]$", text))
+def _unassigned(answer: str, gold: str) -> tuple[str, str]:
+    """Drop "x =" where one side has it and the other does not, or where both name the same variable."""
+    ours, theirs = _ASSIGNMENT.match(answer), _ASSIGNMENT.match(gold)
+    if ours and theirs and compact(ours[0]) == compact(theirs[0]):
+        return answer[ours.end() :], gold[theirs.end() :]
+    if ours and not _RELATION.search(gold):
+        return answer[ours.end() :], gold
+    if theirs and not _RELATION.search(answer):
+        return answer, gold[theirs.end() :]
+    return answer, gold
+
+
+_CONSTANTS = re.compile(r"\\(?:frac|sqrt|cdot|times|left|right|text|mathrm|begin|end|[pbv]?matrix|pi|infty|leq|geq|ln|log"
+                        r"|circ|sin|cos|tan|cot|sec|csc|exp|pm|cup|cap|emptyset|overline|bar|in|neq|binom|quad|over)$")  # fmt: skip
+
+
+def _symbols(text: str) -> set[str]:
+    """Return the variables of an expression, case and Greek letters kept apart."""
+    text = re.sub(r"\\(?:begin|end)\{\w+\}|_\s*(?:\{\w+\}|\w)", " ", text)
+    return {s for s in _LETTER.findall(text) if not (s.startswith("\\") and _CONSTANTS.match(s))}
+
+
+def too_large(text: str) -> bool:
+    """Tell whether evaluating `text` could take for ever: towers of powers, huge exponents, factorials, nesting."""
+    if len(text) > MAX_LENGTH or re.search(r"\d{200}", text):
+        return True
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    if deepest > MAX_DEPTH:
+        return True
+    if re.search(r"\^\s*\{?[^{}+\-*/ ]*\^\s*\{?[^{}+\-*/ ]*\^", text) or re.search(r"!\s*\)?\s*\}?\s*\^|!\s*\)\s*!|!!", text):
+        return True
+    exponents = re.findall(r"\^\s*(?:\{\s*-?\s*\(?(\d+)|-?(\d+))", text)
+    if any(int((a or b)[:20]) > MAX_EXPONENT for a, b in exponents) or re.search(r"\)\s*!|\}\s*!", text):
+        return True
+    return any(int(n[:20]) > MAX_FACTORIAL for n in re.findall(r"(\d+)\s*!", text))

@@ -73,6 +73,7 @@ _AFTER = r"(?P<after>(?:\s*[^\W\d_].*|\s*[%°€£¥₹$¢].*|\s+.*)?)$"
 
 _PLAIN = re.compile(r"[-+]?\d{1,18}$")
 _DECIMAL = re.compile(rf"{_AFFIX}(?P<int>{_INTEGER})?(?:\.(?P<frac>\d*))?(?:{_POWER_OF_TEN})?{_AFTER}", re.IGNORECASE)
+_TEN = re.compile(rf"{_SIGN}(?P<before>(?!))?(?P<currency>(?!))?(?P<sign2>(?!))?10\s*\^\s*\{{?\s*(?P<exp>[+-]?\d{{1,3}})\s*\}}?$")
 _EUROPEAN = re.compile(rf"{_AFFIX}(?P<int>\d{{1,3}}(?:\.\d{{3}})+),(?P<frac>\d+){_AFTER}")
 _REPEATING = re.compile(rf"{_AFFIX}(?P<int>{_INTEGER})?\.(?P<frac>\d*)(?:\\overline|\\bar)?[({{](?P<rep>\d+)[)}}]$")
 _FRACTION = re.compile(rf"{_AFFIX}(?:(?P<whole>\d+)\s+)?(?P<num>{_INTEGER})\s*/\s*(?P<den>{_INTEGER}){_AFTER}")
@@ -162,6 +163,11 @@ def _read_decimal(match: re.Match[str]) -> Number | None:
     return Number(value, decimals=decimals)
 
 
+def _read_ten(match: re.Match[str]) -> Number:
+    exponent = int(match["exp"])
+    return Number(Fraction(10) ** exponent, decimals=max(0, -exponent))
+
+
 def _read_repeating(match: re.Match[str]) -> Number:
     frac, rep = match["frac"], match["rep"]
     value = Fraction(_digits(match["int"] or "0")) + Fraction(int(frac or "0"), 10 ** len(frac))
@@ -185,6 +191,7 @@ def _read_fraction(match: re.Match[str]) -> Number | None:
 
 _READERS = (
     (_DECIMAL, _read_decimal),
+    (_TEN, _read_ten),
     (_FRACTION, _read_fraction),
     (_LATEX_FRACTION, _read_fraction),
     (_EUROPEAN, _read_decimal),
