@@ -13,7 +13,7 @@ AUTO_MODEL = "transformers.models.auto.modeling_auto"
 
 
 class RegisterAfterImport:
-    """A finder for `sys.meta_path` that finds nothing itself: it adds the registration to the import of an Auto class."""
+    """A finder for `sys.meta_path` that finds nothing itself: it adds the registration to an Auto class's import."""
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):

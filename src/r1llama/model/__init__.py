@@ -1,20 +1,23 @@
-"""What the model is: Llama with latent attention, linear attention, experts and YaRN. Loaded when first used."""
+"""What the model is: Llama with latent attention, linear attention, experts and YaRN."""
 
-from importlib import import_module
+from .modeling import (  # first: loading it registers the classes, in whatever order transformers loads
+    R1LlamaConfig,
+    R1LlamaForCausalLM,
+    R1LlamaForSequenceClassification,
+    R1LlamaForTokenClassification,
+    R1LlamaModel,
+    R1LlamaPreTrainedModel,
+)
 
-_HOMES = {
-    "R1LlamaConfig": "configuration",
-    "R1LlamaModel": "modeling",
-    "R1LlamaForCausalLM": "modeling",
-    "R1LlamaForSequenceClassification": "modeling",
-    "R1LlamaForTokenClassification": "modeling",
-    "moe_blocks": "balancing",
-    "update_router_bias": "balancing",
-}
-__all__ = list(_HOMES)
+from .balancing import moe_blocks, update_router_bias  # isort: skip
 
-
-def __getattr__(name):
-    if name in _HOMES:
-        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = [
+    "R1LlamaConfig",
+    "R1LlamaForCausalLM",
+    "R1LlamaForSequenceClassification",
+    "R1LlamaForTokenClassification",
+    "R1LlamaModel",
+    "R1LlamaPreTrainedModel",
+    "moe_blocks",
+    "update_router_bias",
+]

@@ -148,7 +148,7 @@ class R1LlamaConfig(LlamaConfig):
     def _validate_layer_types(self):
         if len(self.layer_types) != self.num_hidden_layers:
             raise ValueError(
-                f"layer_types lists {len(self.layer_types)} layers, but num_hidden_layers is {self.num_hidden_layers}: "
+                f"layer_types has {len(self.layer_types)} entries, but num_hidden_layers is {self.num_hidden_layers}: "
                 "give one entry a layer"
             )
         unknown = sorted(set(self.layer_types) - set(LAYER_TYPES))
@@ -156,6 +156,11 @@ class R1LlamaConfig(LlamaConfig):
             raise ValueError(f"layer_types has unknown {unknown}: use {' or '.join(LAYER_TYPES)}")
         if self.linear_feature_map not in ("elu", "relu"):
             raise ValueError(f"linear_feature_map is {self.linear_feature_map!r}: use 'elu' or 'relu'")
+        if self.linear_use_rope and self.linear_feature_map == "relu":
+            raise ValueError(
+                "linear_use_rope with linear_feature_map 'relu' divides by zero: the denominator of features without "
+                "common channels vanishes, the rotated numerator does not. Set linear_feature_map to 'elu'"
+            )
 
     def _validate_latent_attention(self):
         for field in ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "v_head_dim"):
@@ -191,8 +196,8 @@ class R1LlamaConfig(LlamaConfig):
             raise ValueError(f"topk_group ({self.topk_group}) is above n_group ({self.n_group}): lower topk_group")
         if self.num_experts_per_tok > self.topk_group * group_size:
             raise ValueError(
-                f"num_experts_per_tok ({self.num_experts_per_tok}) is above the {self.topk_group * group_size} experts "
-                f"that a token may use (num_experts {self.num_experts}, n_group {self.n_group}, topk_group "
+                f"num_experts_per_tok ({self.num_experts_per_tok}) is above the {self.topk_group * group_size} experts"
+                f" that a token may use (num_experts {self.num_experts}, n_group {self.n_group}, topk_group "
                 f"{self.topk_group}): lower num_experts_per_tok"
             )
         if self.scoring_func == "sigmoid" and self.router_aux_loss_coef:

@@ -128,8 +128,8 @@ class R1LlamaLatentAttention(nn.Module):
         )
 
     def absorbed_attention(self, q_nope, q_pe, latent, k_pe, attention_mask):
-        """Attention over the cache as it is. `q_nope` `(B, H, S, dn)`, `q_pe` `(B, H, S, dr)`, `latent` `(B, 1, T, r)`,
-        `k_pe` `(B, 1, T, dr)`; returns `(B, S, H * dv)` and the weights `(B, H, S, T)`."""
+        """Attention over the cache as it is: `q_nope` `(B, H, S, dn)`, `q_pe` `(B, H, S, dr)`, `latent`
+        `(B, 1, T, r)`, `k_pe` `(B, 1, T, dr)`. Returns `(B, S, H * dv)` and the weights `(B, H, S, T)`."""
         S, T = q_nope.shape[2], latent.shape[2]
         up_k, up_v = self.up_projections().split([self.qk_nope_head_dim, self.v_head_dim], dim=1)
         q_latent = q_nope @ up_k  # (B, H, S, r)
