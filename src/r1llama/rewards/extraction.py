@@ -7,22 +7,28 @@ section itself must be one bare value or one plain statement. Everything else fa
 
 import re
 from dataclasses import dataclass
+from itertools import islice
 
-from .numeric import Number, fold, parse_number
+from .numeric import fold, parse_number
 from .phrases import (
     CONCLUSION,
     HEDGE_AFTER,
     HEDGE_BEFORE,
     HYPOTHETICAL,
+    KEYWORDS,
     NEGATED_AFTER,
     NEGATED_BEFORE,
     OPINION,
     PHRASE,
     RETRACTION,
     SEVERAL,
+    WEAK_PHRASE,
 )
+from .statements import stated_number
 
 MAX_SECTION = 200_000  # characters after the thoughts; more is no answer
+MAX_CLAUSE = 400  # characters of one statement
+MAX_DECLARATIONS = 50
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class _Declaration:
     source: str
     start: int
     end: int
+    value_start: int = 0
 
 
 _TAG = re.compile(r"</?answer>")
@@ -57,10 +64,16 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _HASHES = re.compile(r"####[ \t]*(?=[-+\u2212$€£¥(\\.]|\d)([^\n]*)")
 _SENTENCE_END = re.compile(r"[.!?。！？؟](?=[\s\"')\]*]|$)|\n")
 _CLAUSE_END = re.compile(
-    r"[.!?;。！？؛؟、，](?=\s|$|\*|[^\x00-\x7f])|\n|,(?=\s*(?:[a-z]|$))|\s[-–—]+\s|\s\((?=[a-zA-Z])"
-    r"|\s(?:because|since|as|so|which|where|for|from|after|when|by|using|based|given)\b"
+    r"[.!?;。！？؛؟、，](?=\s|$|\*|[^\x00-\x7f])|\n|,(?=\s*(?:[a-z]|$))|\s[-–—]+\s"
+    r"(?<=[\w%)$])\s\((?=\w)|\s(?:because|since|as|so|which|where|for|from|after|when|by|using|based|given)\b"
 )
-_MARKUP = re.compile(r"[*_`]{1,3}|^\s*>\s*")
+_EMPHASIS = re.compile(r"(?<![\w*)])[*_`]{1,3}(?=[^\s*])|(?<=[^\s*])[*_`]{1,3}(?![\w*(])")
+_ALL_MATHS = re.compile(r"\$[^$]+\$\.?|\\\(.+\\\)\.?|\\\[.+\\\]\.?")
+_ASIDE = re.compile(r",\s*(?:so|but|because|which|and|or|if|though)\b", re.IGNORECASE)
+_HEADING_END = re.compile(r"[ \t*_:$]*\n\s*")
+_LEADING = re.compile(r"[\s*_`:：]*(?:=(?!=))?[\s*_`\"']*")
+_INLINE_MATH = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+_TWO_PRICES = re.compile(r"\$\d[\d,.]*\s+[^$]*\$$")
 _BLANK_RUN = re.compile(r"\s+")
 
 
@@ -96,6 +109,8 @@ def extract_answer(text: str, mode: str = "lenient", prefilled: bool = False, pr
             return _unmarked(section, several)
     if not declarations:
         return Answer(None, None, "no_answer")
+    if len(declarations) > MAX_DECLARATIONS:
+        return Answer(None, None, "ambiguous")
     return _agreed(section, declarations, several)
 
 
@@ -197,35 +212,45 @@ def closing_brace(text: str, start: int) -> int | None:
 
 def _with_phrases(section: str, declarations: list[_Declaration]) -> list[_Declaration]:
     """Add "the answer is ..." declarations that say something of their own."""
+    lowered = section.lower()
+    first = min((at for at in map(lowered.find, KEYWORDS) if at >= 0), default=-1)
+    if first < 0:
+        return declarations
     phrases = []
-    for match in PHRASE.finditer(section):
+    # "final" may stand before the keyword; lower() may also have changed the length before it.
+    for match in islice(PHRASE.finditer(section, max(0, first - 40)), MAX_DECLARATIONS + 1):
         start = match.end()
-        line_end = section.find("\n", start)
-        line_end = len(section) if line_end < 0 else line_end
-        if not _MARKUP.sub("", section[start:line_end]).strip(" :$"):
-            # A heading: the value is on the next line that is not empty.
-            following = re.compile(r"\s*([^\n]+)").match(section, line_end)
-            line_end = following.end() if following else line_end
-        tail = section[start:line_end]
-        if any(d.start < line_end and d.end > match.start() for d in declarations):
-            continue  # "the answer is \boxed{42}" is declared by its box
-        value = _clause(tail)
+        heading = _HEADING_END.match(section, start)
+        if heading:  # the value is on the next line that is not empty
+            start = heading.end()
+        tail = section[start : start + MAX_CLAUSE].split("\n", 1)[0]
+        value, length = _clause(tail)
+        end = start + length
+        if any(d.start < end and d.end > match.start() for d in declarations):
+            continue  # "the answer is \\boxed{42}" is declared by its box
         if value:
-            phrases.append(_Declaration(value, "phrase", match.start(), start + len(tail)))
-    if declarations or any(sole_number(p.value) for p in phrases):
+            phrases.append(_Declaration(value, "phrase", match.start(), end, match.end()))
+    strong = [p for p in phrases if not WEAK_PHRASE.search(section, p.start, p.value_start)]
+    if declarations or strong:
+        phrases = strong
+    if declarations or any(stated_number(p.value) for p in phrases):
         # Beside a real value, "the answer is reasonable" declares nothing.
-        phrases = [p for p in phrases if sole_number(p.value) or _several_numbers(p.value)]
+        phrases = [p for p in phrases if stated_number(p.value) or _several_numbers(p.value)]
     return declarations + phrases
 
 
-def _clause(tail: str) -> str:
-    """Cut the value out of what follows "the answer is"."""
-    tail = _MARKUP.sub("", tail).strip().lstrip(":=：").strip()
-    math = re.match(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", tail)
-    if math and not re.match(r"\$\d[\d,.]*\s+[^$]*\$$", math[0]):
-        rest = _CLAUSE_END.split(tail[math.end() :], maxsplit=1)[0]
-        return (next(g for g in math.groups() if g is not None) + " " + rest.strip(" .")).strip()
-    return _CLAUSE_END.split(tail, maxsplit=1)[0].strip(" .\"'")
+def _clause(tail: str) -> tuple[str, int]:
+    """Cut the value out of what follows "the answer is"; return it and the position in `tail` where it ends."""
+    start = _LEADING.match(tail).end()  # type: ignore[union-attr]
+    math = _INLINE_MATH.match(tail, start)
+    if math and not _TWO_PRICES.match(math[0]):
+        inner = next(g for g in math.groups() if g is not None)
+        unit = _CLAUSE_END.search(tail, math.end())
+        end = unit.start() if unit else len(tail)
+        return f"{inner} {_EMPHASIS.sub('', tail[math.end() : end]).strip(' .*')}".strip(), end
+    cut = _CLAUSE_END.search(tail, start)
+    end = cut.start() if cut else len(tail)
+    return _EMPHASIS.sub("", tail[start:end]).strip().rstrip(" .\"'"), end
 
 
 # ---- agreement and context ---------------------------------------------------------------------------------------
@@ -257,17 +282,34 @@ def _contains_other(outer: _Declaration, declarations: list[_Declaration]) -> bo
 def _resolve(declaration: _Declaration, several: bool) -> Answer:
     """Read the value inside one declaration."""
     value = declaration.value.strip()
+    if declaration.source == "answer_tag":
+        inner = _with_phrases(value, [])
+        if len(inner) == 1 and inner[0].start == 0:
+            value = inner[0].value
+        elif len({value_key(d.value) for d in inner}) > 1:
+            return Answer(None, None, "contradictory")
     if declaration.source != "boxed":
-        value = _MARKUP.sub("", value).strip()
+        value = _EMPHASIS.sub("", value).strip()
+    reason = _doubt(value[:MAX_CLAUSE], several)
+    if reason:
+        return Answer(None, None, reason)
+    return Answer(value, declaration.source, "found") if value else Answer(None, None, "empty")
+
+
+def _doubt(value: str, several: bool) -> str:
+    """Return why a value or statement commits to nothing, or ""."""
+    if value.endswith(("?", "？", "؟")):
+        return "hedged"
     if not several and SEVERAL.search(value):
-        return Answer(None, None, "hedged")
-    if NEGATED_BEFORE.search(" " + value) or re.search(r"\bnot\b|n't\b|\bnever\b", value):
-        return Answer(None, None, "negated")
-    if HEDGE_BEFORE.search(value + " "):
-        return Answer(None, None, "hedged")
-    if not value:
-        return Answer(None, None, "empty")
-    return Answer(value, declaration.source, "found")
+        return "hedged"
+    number = re.search(r"[-$\\]?\d", value)
+    before, after = (value[: number.start()], value[number.start() :]) if number else (value, "")
+    after = re.sub(r"^[-$\\]?[\d.,]*\d", "", after)
+    if NEGATED_BEFORE.search(before + " ") or NEGATED_AFTER.match(after):
+        return "negated"
+    if HEDGE_BEFORE.search(before) or HYPOTHETICAL.search(before) or HYPOTHETICAL.search(after):
+        return "hedged"
+    return ""
 
 
 def _context(section: str, declaration: _Declaration, several: bool) -> str:
@@ -278,8 +320,7 @@ def _context(section: str, declaration: _Declaration, several: bool) -> str:
     rest = after[: sentence_after.start()] if sentence_after else after
     if NEGATED_BEFORE.search(before) or NEGATED_AFTER.match(after):
         return "negated"
-    said = declaration.value if declaration.source == "phrase" else ""
-    if HEDGE_BEFORE.search(before) or HYPOTHETICAL.search(before) or (not several and HEDGE_AFTER.match(said + rest)):
+    if HEDGE_BEFORE.search(before) or HYPOTHETICAL.search(before) or (not several and HEDGE_AFTER.match(rest)):
         return "hedged"
     if sentence_after and sentence_after[0] in "?？؟":
         return "hedged"
@@ -288,7 +329,7 @@ def _context(section: str, declaration: _Declaration, several: bool) -> str:
 
 def value_key(value: str) -> object:
     """Return what two spellings of the same value share: the exact number, else the text without its spaces."""
-    number = sole_number(value)
+    number = stated_number(value)
     if number is not None:
         return number.value
     return _BLANK_RUN.sub("", value).strip("$. ").casefold()
@@ -298,68 +339,39 @@ def value_key(value: str) -> object:
 
 
 def _unmarked(section: str, several: bool) -> Answer:
-    """Read a section that declares nothing: one bare value, or one statement with one number."""
+    """Read a section that declares nothing: one bare value, or a closing statement with one number."""
     body = section.strip()
-    if "```" in body or re.search(r"[<>]|&lt;", body):
-        return Answer(None, None, "malformed_tags" if "<" in body else "no_answer")
-    lines = [line.strip() for line in body.splitlines() if line.strip()]
-    last = _MARKUP.sub("", lines[-1]).strip()
-    alone = len(lines) == 1
-    if alone and parse_number(last) is not None:
+    if "```" in body or re.search(r"[<>]\s*/?\s*\w+\s*>|&lt;", body):
+        return Answer(None, None, "malformed_tags")
+    first, _, last = body.rpartition("\n")
+    alone = not first.strip()
+    if len(last) > MAX_CLAUSE:
+        return Answer(None, None, "no_answer")
+    last = _EMPHASIS.sub("", last).strip()
+    reason = _doubt(last, several)
+    if reason:
+        return Answer(None, None, reason)
+    if alone and (parse_number(last) is not None or _ALL_MATHS.fullmatch(last)):
         return Answer(last, "bare", "found")
-    if alone and len(last) <= 60 and not several and SEVERAL.search(last):
-        return Answer(None, None, "hedged")
-    if alone and re.fullmatch(r"\$[^$]+\$\.?|\\\(.+\\\)\.?|\\\[.+\\\]", last):
-        return Answer(last, "bare", "found")
-    sentences = [s for s in _SENTENCE_END.split(last) if s.strip()]
-    if last.endswith(("?", "？", "؟")) or not sentences:
-        return Answer(None, None, "ambiguous")
-    statement = sentences[-1].strip()
-    if RETRACTION.search(statement) or NEGATED_BEFORE.search(statement) or re.search(r"\bnot\b|n't\b", statement):
+    sentences = [s.strip() for s in _SENTENCE_END.split(last) if s.strip()]
+    if not sentences:
+        return Answer(None, None, "no_answer")
+    statement = sentences[-1]
+    if RETRACTION.search(statement) or (not several and SEVERAL.search(statement)):
         return Answer(None, None, "negated")
-    if HEDGE_BEFORE.search(statement) or SEVERAL.search(statement) or HYPOTHETICAL.search(statement):
-        return Answer(None, None, "hedged")
     concluding = CONCLUSION.match(statement)
     if concluding:
         statement = statement[concluding.end() :].strip(" ,:")
-    elif not (alone and len(sentences) == 1) or OPINION.search(statement):
+    if stated_number(statement) is not None and not _ASIDE.search(statement):
+        equation = "=" in statement
+        if concluding or (alone and len(sentences) == 1 and not OPINION.search(statement)) or equation:
+            return Answer(statement, "statement", "found")
         return Answer(None, None, "no_answer")
-    if re.fullmatch(r"[\w ,'’$€£¥%.\-−()=+*/×÷:°\\{}^|]+", statement) and sole_number(statement) is not None:
-        return Answer(statement, "statement", "found")
-    if _several_numbers(statement):
+    if _several_numbers(statement) and not several:
         return Answer(None, None, "ambiguous")
-    if alone and len(statement) <= 40:
+    if alone and len(sentences) == 1 and len(statement) <= 60:
         return Answer(statement, "bare", "found")
     return Answer(None, None, "no_answer")
-
-
-_NUMBER_TOKEN = re.compile(
-    r"(?<![\w.,\\^{])[-−–]?(?:[$€£¥]\s?-?)?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:\s?/\s?\d+)?(?![\w^]|[.,]\d)"
-    r"(?:\s?%|\s(?:percent|hundred|thousand|million|billion|trillion|dozen)\b)?"
-)
-
-
-def sole_number(text: str) -> Number | None:
-    """Return the number of a text that holds exactly one ("42", "x = 42", "she has 42 apples"), else None.
-
-    An equation gives its right side, when its left side is no number of its own.
-    """
-    number = parse_number(text)
-    if number is not None:
-        return number
-    if "\\" in text or len(text) > 400:
-        left, equals, right = text.rpartition("=")
-        return parse_number(right) if equals and len(text) <= 400 and parse_number(left) is None else None
-    folded = fold(text)
-    if "=" in folded:
-        left, _, right = folded.rpartition("=")
-        return None if parse_number(left.rpartition("=")[2]) is not None else parse_number(right)
-    if re.search(r"[*+×÷^√!]|\d\s*[-/]\s*\D*\d|_", folded):
-        return None
-    tokens = list(_NUMBER_TOKEN.finditer(folded))
-    if len(tokens) != 1 or len(re.findall(r"\d+", folded)) != len(re.findall(r"\d+", tokens[0][0])):
-        return None
-    return parse_number(tokens[0][0].strip())
 
 
 def _several_numbers(text: str) -> bool:

@@ -8,8 +8,9 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from .extraction import closing_brace, sole_number
+from .extraction import closing_brace
 from .numeric import Number, fold, parse_number, strip_latex
+from .statements import stated_number
 from .structure import compact, normalise, same_shape, shape_of
 
 
@@ -116,21 +117,21 @@ def compare(answer: str, gold: str, percent: bool = False) -> Verdict:
         return Verdict(False, "text")
     if len(answer) > MAX_LENGTH:
         return Verdict(False, "too_large")
-    result = same_shape(normalise(answer), normalise(gold), same_scalar)
+    ours, theirs = unassigned(normalise(answer), normalise(gold))
+    result = same_shape(ours, theirs, same_scalar)
     if result is None and too_large(answer):
         return Verdict(False, "too_large")
     return Verdict(result, "structure" if result is not None else "algebra")
 
 
 def _against_number(answer: str, expected: Number, percent: bool) -> Verdict:
-    number = sole_number(answer)
-    if number is None:
-        return Verdict(False, "unevaluated" if re.search(r"\d", answer) else "not_a_number")
-    verdict = same_number(number, expected, percent)
-    if not verdict.correct and expected.decimals and _DECIMAL_COMMA.match(answer):
-        number = parse_number(answer.replace(",", "."))  # "3,5" for a gold of 3.5
-        return same_number(number, expected) if number else verdict
-    return verdict
+    number = stated_number(answer)
+    if number is not None:
+        return same_number(number, expected, percent)
+    if expected.decimals and _DECIMAL_COMMA.match(answer.strip()):  # "3,5" for a gold of 3.5
+        number = parse_number(answer.strip().replace(",", "."))
+        return same_number(number, expected) if number else Verdict(False, "number")
+    return Verdict(False, "unevaluated" if re.search(r"\d", answer) else "not_a_number")
 
 
 # ---- scalars -----------------------------------------------------------------------------------------------------
@@ -163,7 +164,7 @@ def same_scalar(answer: str, gold: str) -> bool | None:
         return True
     if _ELLIPSIS.search(answer + gold) or (_FORBIDDEN.search(answer) and not _MATRIX.search(gold)):
         return False
-    answer, gold = _unassigned(answer, gold)
+    answer, gold = unassigned(answer, gold)
     if compact(answer) == compact(gold):
         return True
     expected = parse_number(gold)
@@ -180,7 +181,7 @@ def same_scalar(answer: str, gold: str) -> bool | None:
     return None
 
 
-def _unassigned(answer: str, gold: str) -> tuple[str, str]:
+def unassigned(answer: str, gold: str) -> tuple[str, str]:
     """Drop "x =" where one side has it and the other does not, or where both name the same variable."""
     ours, theirs = _ASSIGNMENT.match(answer), _ASSIGNMENT.match(gold)
     if ours and theirs and compact(ours[0]) == compact(theirs[0]):

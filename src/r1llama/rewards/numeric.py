@@ -87,7 +87,7 @@ _TEXT_COMMAND = re.compile(
     r"|underline)\*?\s*\{([^{}]*)\}"
 )
 _SPACING = re.compile(r"\\(?:left|right|displaystyle|limits|bigl?|bigr|Bigl?|Bigr|!)(?![a-zA-Z])")
-_THIN = re.compile(r"\\[,;: ]|\\(?:quad|qquad)(?![a-zA-Z])|~")
+_THIN = re.compile(r"(?<!\\)\\[,;: ]|\\(?:quad|qquad)(?![a-zA-Z])|~")
 _DEGREE = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])")
 _FRAC = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
 

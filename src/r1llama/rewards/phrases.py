@@ -7,17 +7,17 @@ _FILLER = r"(?:\s+(?:then|thus|therefore|hence|simply|just|clearly|actually|exac
 # "the answer is", "Final answer:", "**Answer**:" and the same in the other languages.
 PHRASE = re.compile(
     rf"""
-    \b(?:final\s+|correct\s+|right\s+)?(?:answer|result|solution)\b
+    \b(?:\w+\s+)?(?:answer|result|solution)\b
         (?:\s+(?:to|of|for)\s+(?:the|this|that|your|our)\s+(?:\w+\s+)?(?:problem|question|exercise|puzzle|equation))?
         {_FILLER}
         [*_]{{0,3}}\s*
         (?:(?:is|was|equals|=|will\s+be|would\s+be|should\s+be|must\s+be|has\s+to\s+be|comes\s+(?:out\s+)?to|are)\b{_FILLER}
-            \s*(?:equal\s+to\b)?\s*:?|[:=：]|(?=[*_]*\s*\n))
-    |\b(?:die\s+)?(?:endgültige\s+)?antwort\b\s*(?:ist|lautet|beträgt|:)(?:\s+also)?\s*:?
-    |\b(?:la\s+)?respuesta\b(?:\s+final|\s+correcta)?\s*(?:es|:)\s*:?
-    |\b(?:la\s+)?réponse\b(?:\s+finale)?\s*(?:est|:)\s*(?:donc\b)?\s*:?
-    |\b(?:la\s+)?risposta\b(?:\s+finale)?\s*(?:è|:)\s*:?
-    |\b(?:a\s+)?resposta\b(?:\s+final)?\s*(?:é|:)\s*:?
+            \s*(?:equal\s+to\b)?\s*:?|[:：]|=(?!=)|(?=[*_]*\s*\n))
+    |\b(?:endgültige\s+)?(?:antwort|ergebnis|lösung)\b\s*(?:ist|lautet|beträgt|:)(?:\s+also)?\s*:?
+    |\b(?:respuesta|resultado|solución)\b(?:\s+final|\s+correcta)?\s*(?:es|:)\s*:?
+    |\b(?:réponse|résultat|solution)\b(?:\s+finale?)?\s*(?:est|:)\s*(?:donc\b)?\s*:?
+    |\b(?:risposta|risultato|soluzione)\b(?:\s+finale)?\s*(?:è|:)\s*:?
+    |\b(?:resposta|resultado|solução)\b(?:\s+final)?\s*(?:é|:)\s*:?
     |\b(?:cevap|yanıt|sonuç)\b\s*(?:[:=]|şudur:?)?(?=\s*[-$\\(*\d])
     |\b(?:ответ|результат)\b\s*[:=—-]?(?=\s*[-$\\(*\d])
     |(?:最终)?(?:答案|結果|结果)(?:应该)?(?:是|为|為|等于|[:：=])\s*
@@ -27,6 +27,23 @@ PHRASE = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+
+# Steps have results too: these announce the answer only where nothing else does.
+WEAK_PHRASE = re.compile(
+    r"result|solution|ergebnis|lösung|résultat|resultado|risultato|soluci|soluzione|solução|sonuç|結果|结果|الناتج|النتيجة"
+    r"|\b(?:first|second|third|fourth|last|previous|next|intermediate|partial|his|her|their|this|that)\s+answer",
+    re.IGNORECASE,
+)
+
+# Every PHRASE contains one of these in lower case; finding them is much cheaper than trying the pattern everywhere.
+KEYWORDS = (
+    "answer", "result", "solution", "antwort", "ergebnis", "lösung", "respuesta", "resultado", "solución", "réponse", "résultat",
+    "risposta", "risultato", "soluzione", "resposta", "solução", "cevap", "yanıt", "sonuç", "ответ", "результат", "答案",
+    "結果", "结果", "答え", "解答", "정답", "답", "الجواب", "الإجابة", "الاجابة", "الناتج", "النتيجة",
+)  # fmt: skip
+
+# The copula that some languages put after the value: 42です, 42입니다, 42'dir.
+COPULA_SUFFIX = re.compile(r"(?<=[\d%])\s*(?:です|である|だ|입니다|이다|이에요|예요|'?(?:dir|dır|dur|dür|tir|tır|tur|tür))[。.]?$")
 
 CONCLUSION = re.compile(
     r"(?:and\s+)?(?:so|thus|therefore|hence|consequently|in\s+total|altogether|in\s+conclusion|in\s+the\s+end|finally"
@@ -38,14 +55,17 @@ CONCLUSION = re.compile(
 # Directly before a value: "not 42", "isn't equal to 42", "an incorrect answer would be 42".
 NEGATED_BEFORE = re.compile(
     r"""
-    (?:\b(?:not|never|cannot|nicht|kein|keine|nunca|jamais|mai|değil)\b|n['’]t\b|\banything\s+but\b|\bfar\s+from\b|不是|并非|ではない)
+    (?:\b(?:not|never|cannot|nicht|kein|keine|nunca|jamais|mai|değil)\b|n['’]t\b|\banything\s+but\b|\bfar\s+from\b|不是|并非|\bpas\b|\bno\s+es\b|\bnon\s+è\b|\bnão\s+é\b|\bне\b|ليس)
         (?:\s+(?:\w+ly|be|even|a|an|the|equal|equals|to|going|really|is|actually|at|all|answer|final|correct|value|just|possible|possibly|have|been))*
         \s*[:,]?\s*(?:[$*("'`\s]|\\\(|\\\[)*$
     |\b(?:other\s+than|except|excluding|instead\s+of|rather\s+than|unlike|rule\s+out|ruled\s+out|reject|rejecting
         |opposite\s+of|mistaken\s+for)\s*[:,]?\s*(?:the\s+answer\s+)?(?:is\s+)?(?:[$*("'`\s]|\\\(|\\\[)*$
     |\b(?:wrong|incorrect|false|mistaken|erroneous|invalid|bogus|fake|bad|common|tempting|naive)\s+
         (?:\w+\s+)?(?:answer|result|value|solution|number|guess|choice|response)\b[^,;]*$
-    |\b(?:answer|solution|result)\s+(?:is\s+not|isn['’]t|cannot\s+be|can['’]t\s+be|could\s+not\s+be|is\s+never)\b[^,;]*$
+    |\b(?:answer|solution|result)\s+(?:is\s+not|isn['’]t|cannot\s+be|can['’]t\s+be|could\s+not\s+be|is\s+never)
+        \b(?:(?!\b(?:but|rather)\b)[^,;])*$
+    |\b(?:doubt|doubts|doubtful|deny|denies|mistake|nobody|no\s+one|untrue|disagree|refuse|unlikely|hardly|impossible|nonsense
+        |false\s+that|wrong\s+to|incorrect\s+to|not\s+true|used\s+to\s+be|no\s+longer)\b[^,;:]*$
     """,
     re.IGNORECASE | re.VERBOSE,
 )
@@ -53,7 +73,7 @@ NEGATED_BEFORE = re.compile(
 # Directly after a value: "... is wrong", "... is not the answer", "? No.", "- just kidding".
 NEGATED_AFTER = re.compile(
     r"""
-    [\s$*)"'`.,!;:\\\]\-–—]*(?:
+    [\s$*)"'`.,!;:\\\]\-–—]{0,12}(?:değil|ではな|じゃな|아니|
         (?:(?:but\s+)?(?:this|that|it|which|the\s+(?:above|answer|result|number|value))\s+)?
             (?:is|was|would\s+be|are|looks|seems|must\s+be|has\s+to\s+be|turns\s+out\s+to\s+be)\s+
             (?:\w+ly\s+|of\s+course\s+|a\s+|an\s+|the\s+|in\s+fact\s+)*

@@ -1,4 +1,6 @@
-"""Words that may follow a number: measures, currencies, multipliers, and words that show it is no plain number."""
+"""Words around a number: measures, currencies, multipliers, and words that show it is no plain number."""
+
+import re
 
 _MEASURES = {
     "mm": "millimeter millimeters millimetre millimetres",
@@ -74,9 +76,30 @@ NOT_UNITS = frozenset(
     """or and not no nor never is are was isn't aren't be if but maybe perhaps possibly probably unless except plus
     minus times divided multiplied squared cubed factorial negative wrong incorrect false mistaken half halves third
     thirds quarter quarters fourths fifths sixths sevenths eighths ninths tenth tenths hundredth hundredths thousandths
-    less than more fewer least most above below under over to of out mod modulo choose into either neither versus vs
+    less than fewer least most above below under over to of out mod modulo choose into either neither versus vs
     hundred thousand million billion trillion dozen percent pi sqrt root log hundreds thousands millions billions
-    instead rather approx point double triple twice""".split()
+    instead rather approx point double triple twice base though although otherwise said because so which that
+    değil ise oder ou o e und et veya ya""".split()  # noqa: SIM905
+)
+
+# Directly before a number, in lower case: "at least 42" states no number, nor does "twice 42" or "it is not 42".
+MODIFIERS_BEFORE = re.compile(
+    r"(?:\b(?:than|least|most|over|under|above|below|beyond|exceeds?|twice|thrice|double|triple|half|third|quarter|almost"
+    r"|nearly|up to|until|between|from|not|never|cannot|except|but|without|minus|plus|times|by|other|no|of the|step|page"
+    r"|chapter|figure|fig|part|question|problem|case|line|number|no\.|in the year|sqrt|root of|square of|cube of|half of"
+    r"|third of|quarter of|percent of|% of|factorial of|inverse of|negative of|opposite of|to the power|power of|base"
+    r"|return|lambda|print|import|assert|def|mod|modulo|log|sin|cos|tan|exp|ln|abs|nicht|kein|keine|pas|nunca|não|non è"
+    r"|n'est pas|no es|nicht gleich|не|нет|ليس|ليست|ne|mindestens|höchstens|al menos|au moins|en az|en fazla)"
+    r"|不是|并非|不等于|小于|大于|至少|至多)\s*:?$"
+)
+
+# Directly after a number: "42 squared", "42 is wrong", "42 less than that".
+MODIFIERS_AFTER = re.compile(
+    r"[\s,.:]*(?:(?:squared|cubed|factorial|halves|thirds|quarters|fourths|fifths|sixths|sevenths|eighths|ninths|tenths"
+    r"|hundredths|thousandths|less|fewer|times|plus|minus|divided|mod|modulo|choose|to|of(?!\s+(?:them|these|those|us)\b)|out|or|and|not|no|nor|over"
+    r"|hundreds|thousands|millions|billions|pi|point|base|th|st|nd|rd|th\b|if|unless|but|though|although|except|otherwise"
+    r"|değil|oder|ou|veya|и|или|у|o|to the)\b"
+    r"|(?:is|was|are|were|would be|seems|looks|later|ago)\b(?!\s+(?:the|our|my|your)\b)|\w+\s+(?:later|ago)\b|(?:is|was|are)n't\b|ではな|じゃな|ではありません|아니)"
 )
 
 

@@ -1,0 +1,111 @@
+"""The one number that a short text states: "42", "x = 42", "6 * 7 = 42", "She has 42 apples", "forty-two"."""
+
+import re
+from fractions import Fraction
+
+from .arithmetic import evaluate
+from .numeric import Number, fold, parse_number, strip_latex
+from .phrases import COPULA_SUFFIX
+from .units import MODIFIERS_AFTER, MODIFIERS_BEFORE
+
+MAX_LENGTH = 400  # characters
+
+_SMALL = {word: value for value, word in enumerate(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen".split()
+)}  # fmt: skip
+_TENS = {word: 10 * value for value, word in enumerate(
+    "twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2
+)}  # fmt: skip
+_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
+
+_TOKEN = re.compile(
+    r"(?<![\w.,^])-?(?:[$€£¥]\s?-?)?(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)?(?:\.\d+|(?<=\d))(?:/\d+)?(?![\w^/]|[.,]\d)"
+    r"(?:\s?%|\s?°|\s(?:percent|hundred|thousand|million|billion|trillion|dozen)\b)?"
+)
+# What a plain sentence is made of. Brackets, operators, quotes and comparison signs belong to something else.
+_PLAIN_SENTENCE = re.compile(r"[^\W_]*(?:[^\W_]|[ ,.'$€£¥%°:\-]|\n)*$")
+_LEFT_SIDE = re.compile(r"[^,;<>≤≥≠|!?\"#&@`]*$")
+
+
+def number_from_words(text: str) -> int | None:
+    """Read an English number written in words, below 10^12; None for any other text."""
+    words = re.split(r"[\s-]+", text.strip().lower().rstrip("."))
+    if not 1 <= len(words) <= 16 or not words[0].isalpha():
+        return None
+    total = current = 0
+    last = ""  # the kind of the word before: "", "unit", "tens", "hundred", "scale", "and"
+    for word in words:
+        if word in _SMALL and last in ("", "tens", "hundred", "scale", "and"):
+            if last == "tens" and not 1 <= _SMALL[word] <= 9:
+                return None
+            current, last = current + _SMALL[word], "unit"
+        elif word in _TENS and last in ("", "hundred", "scale", "and"):
+            current, last = current + _TENS[word], "tens"
+        elif word == "hundred" and last == "unit" and 1 <= current <= 99:
+            current, last = current * 100, "hundred"
+        elif word in _SCALES and last in ("unit", "tens", "hundred") and (not total or total > _SCALES[word]):
+            total, current, last = total + current * _SCALES[word], 0, "scale"
+        elif word == "and" and last in ("hundred", "scale"):
+            last = "and"
+        else:
+            return None
+    return None if last == "and" else total + current
+
+
+def stated_number(text: str) -> Number | None:
+    """Return the number of a text that states exactly one, else None.
+
+    In a chain of equations it is the last value, if every other part is the same value, plain arithmetic that gives
+    it, or a name. In a sentence it must be the only number, unqualified ("at least 42", "42 squared" state no 42).
+    """
+    number = parse_number(text)
+    if number is not None or len(text) > MAX_LENGTH:
+        return number
+    text = COPULA_SUFFIX.sub("", strip_latex(fold(text)).strip())
+    number = parse_number(text)
+    if number is not None:
+        return number
+    if "=" in text:
+        return _of_equation(text)
+    words = number_from_words(re.sub(r"^(?:minus|negative)\s", "", text, flags=re.IGNORECASE))
+    if words is not None:
+        return Number(Fraction(-words if re.match(r"minus|negative", text, re.IGNORECASE) else words))
+    return _of_sentence(text)
+
+
+def _of_equation(text: str) -> Number | None:
+    *left, last = text.split("=")
+    value = parse_number(last)
+    if value is None:
+        value = _of_sentence(last.strip()) if re.match(r"\s*[-$\d]", last) else None
+    if value is None or not all(part.strip() for part in left[1:]):
+        return None
+    for part in left:
+        if not _LEFT_SIDE.match(part):
+            return None
+        known = parse_number(part)
+        result = evaluate(part.replace("$", "").replace(",", ""))
+        if known is not None and known.value != value.value:
+            return None
+        if known is None and result is not None and result.value != value.value:
+            return None
+        if known is None and result is None and re.search(r"\d\s*$", part) and not re.search(r"[-+*/x×÷·\\^(]", part):
+            return None  # "x is 41 = 42"
+    return value
+
+
+def _of_sentence(text: str) -> Number | None:
+    text = text.replace("\u2019", "'").replace("(", " ").replace(")", " ") if text.count("(") <= 1 else text
+    if not _PLAIN_SENTENCE.match(text):
+        return None
+    tokens = list(_TOKEN.finditer(text))
+    if len(tokens) != 1:
+        return None
+    token = tokens[0]
+    before, after = text[: token.start()].strip().lower(), text[token.end() :].strip().lower()
+    if any(c.isdigit() for c in before + after) or before.endswith("-") or after.startswith(("-", "'", ":")):
+        return None
+    if MODIFIERS_BEFORE.search(before) or MODIFIERS_AFTER.match(after):
+        return None
+    return parse_number(token[0].strip())
