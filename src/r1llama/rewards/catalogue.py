@@ -24,8 +24,24 @@ TRL_ARGUMENTS = frozenset(
 # name -> "module:attribute" within this package; classes are built with the parameters of the spec.
 CATALOGUE: dict[str, str] = {
     "accuracy": "accuracy:AccuracyReward",
+    "numeric": "accuracy:NumericReward",
+    "strict_numeric": "accuracy:strict_numeric_reward",
+    "lenient_numeric": "accuracy:lenient_numeric_reward",
     "format": "format:FormatReward",
     "reasoning_format": "format:reasoning_format_reward",
+    "think_format": "format:think_format_reward",
+    "tag_count": "format:tag_count_reward",
+    "tag_order": "format:tag_order_reward",
+    "xmlcount": "format:xmlcount_reward",
+    "reasoning_steps": "format:reasoning_steps_reward",
+    "len": "length:LengthReward",
+    "cosine_scaled": "length:CosineScaledReward",
+    "soft_overlong_punishment": "length:SoftOverlongPunishment",
+    "repetition_penalty": "length:RepetitionPenalty",
+    "countdown": "countdown:CountdownReward",
+    "multiple_choice": "choice:multiple_choice_reward",
+    "exact_match": "choice:exact_match_reward",
+    "integer": "choice:integer_reward",
 }
 
 
