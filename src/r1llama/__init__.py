@@ -9,14 +9,22 @@ Importing this package registers the architecture with transformers' Auto classe
 
 from importlib import import_module
 
-from . import registration
+from . import registration, versions
 
 __version__ = "0.1.0"
+__all__ = [  # loaded from r1llama.model when first used
+    "R1LlamaConfig",
+    "R1LlamaForCausalLM",
+    "R1LlamaForSequenceClassification",
+    "R1LlamaForTokenClassification",
+    "R1LlamaModel",
+]
 
+versions.check()
 registration.register()
 
 
 def __getattr__(name):
-    if not name.startswith("_") and name in (model := import_module("r1llama.model")).__all__:
-        return getattr(model, name)
+    if name in __all__:
+        return getattr(import_module("r1llama.model"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,9 +1,13 @@
 """Every combination of the switches, as tiny models."""
 
+import os
+
 import pytest
 import torch
 
 from r1llama import R1LlamaConfig, R1LlamaForCausalLM
+
+torch.set_default_device(os.environ.get("R1LLAMA_TEST_DEVICE", "cpu"))  # benchmarks/gpu.sh: cuda
 
 BASE = {
     "vocab_size": 61,
@@ -72,7 +76,9 @@ def tiny_model(dtype=torch.float32, seed=0, **switches):
 
 
 def tokens(*shape, seed=1):
-    return torch.randint(1, BASE["vocab_size"], shape, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    ids = torch.randint(1, BASE["vocab_size"], shape, generator=generator, device="cpu")
+    return ids.to(torch.get_default_device())
 
 
 @pytest.fixture(params=SWITCHES, ids=str)

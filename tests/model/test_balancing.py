@@ -1,5 +1,8 @@
 """Loss-free balancing: what is counted, when the bias moves, and that it balances."""
 
+import os
+import socket
+
 import pytest
 import torch
 from benchmarks.balancing import train
@@ -97,6 +100,33 @@ def test_balances_padded_batches():
     unbalanced, balanced = train(0.0, False, steps=120), train(1e-2, False, steps=120)
     assert balanced["max_vio"] < 0.1 < unbalanced["max_vio"]
     assert balanced["loss"] < unbalanced["loss"] + 0.02
+
+
+def train_on_rank(rank, port, folder):
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ.update(environment)
+    torch.distributed.init_process_group("gloo")
+    model = tiny_model(**SWITCHES).train()
+    step(model, tokens(4, 9)[2 * rank : 2 * rank + 2])
+    metrics = update_router_bias(model)
+    biases = [block.gate.e_score_correction_bias for block in moe_blocks(model)]
+    torch.save((metrics, biases), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_count_as_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(train_on_rank, (port, tmp_path), nprocs=2)
+    model = tiny_model(**SWITCHES).train()
+    step(model, tokens(4, 9))
+    metrics = update_router_bias(model)
+    for rank in range(2):
+        rank_metrics, biases = torch.load(tmp_path / f"{rank}.pt")
+        assert rank_metrics == metrics
+        for bias, block in zip(biases, moe_blocks(model), strict=True):
+            assert torch.equal(bias, block.gate.e_score_correction_bias)
 
 
 def test_warns_when_nothing_updates(monkeypatch):

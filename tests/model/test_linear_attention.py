@@ -14,8 +14,8 @@ from r1llama.model.linear_attention import (
 
 
 def operands(S, D=6, Dv=None, rope=False, feature_map="elu", B=2, H=3, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(S)
-    q, k, v = (torch.randn(B, H, S, d, generator=generator, dtype=dtype) for d in (D, D, Dv or D))
+    torch.manual_seed(S)
+    q, k, v = (torch.randn(B, H, S, d, dtype=dtype) for d in (D, D, Dv or D))
     q, k = FEATURE_MAPS[feature_map](q), FEATURE_MAPS[feature_map](k)
     q_rot, k_rot = q, k
     if rope:

@@ -1,0 +1,43 @@
+# Each target sets up what it needs in .venv, once.
+PYTHON ?= python3
+SEED ?= 0
+BIN := .venv/bin
+
+.PHONY: quickstart test test-slow test-gpu lint benchmarks clean
+
+quickstart: .venv/installed  ## train a small reasoning model from scratch, about 10 minutes on 2 cores
+	$(BIN)/python examples/quickstart.py --seed $(SEED)
+
+test: .venv/installed-dev  ## the tests that CI runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-slow: .venv/installed-dev  ## launches on several processes, kills, long runs
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: .venv/installed-dev
+	$(BIN)/python -m pytest -m gpu
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmarks: .venv/installed-dev  ## the tables of benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks.correctness
+	$(BIN)/python -m benchmarks.balancing
+
+.venv/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "r1llama needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/installed: pyproject.toml .venv/python
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build runs .pytest_cache .ruff_cache .mypy_cache

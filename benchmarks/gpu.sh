@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Everything that wants a GPU, in one call of a few minutes: build, check, measure. Records go into RESULTS.md by hand,
+# with the date and the hardware.
+#   benchmarks/gpu.sh [DEVICE]     DEVICE is cuda unless given; cpu tries the script itself
+set -euo pipefail
+cd "$(dirname "$0")/.."
+device=${1:-cuda}
+make .venv/installed-dev
+python=.venv/bin/python
+$python - "$device" <<'PY'
+import platform, sys, torch
+name = torch.cuda.get_device_name() if sys.argv[1] == "cuda" else platform.processor() or platform.machine()
+print(f"torch {torch.__version__} on {name}")
+PY
+echo "== the model's invariants on $device"
+R1LLAMA_TEST_DEVICE=$device $python -m pytest tests/model
+echo "== logits against transformers' own models"
+$python -m benchmarks.correctness --device "$device"
