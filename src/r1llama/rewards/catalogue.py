@@ -42,6 +42,18 @@ CATALOGUE: dict[str, str] = {
     "multiple_choice": "choice:multiple_choice_reward",
     "exact_match": "choice:exact_match_reward",
     "integer": "choice:integer_reward",
+    "language_consistency": "language:LanguageConsistencyReward",
+    "code": "code_execution:CodeReward",
+    "async_code": "code_execution:AsyncCodeReward",
+    "code_format": "code_execution:code_format_reward",
+    "reasoning_gym": "procedural:ReasoningGymReward",
+    "model": "reward_model:ModelReward",
+    "weighted": "combinators:WeightedReward",
+    "gated": "combinators:GatedReward",
+    "clipped": "combinators:ClippedReward",
+    "scheduled": "combinators:ScheduledReward",
+    "dispatch": "combinators:DispatchReward",
+    "difficulty_band": "combinators:DifficultyBandReward",
 }
 
 
