@@ -7,6 +7,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -105,7 +107,7 @@ def grpo_recipe(tmp_path, model_dir, problems):
         "model_name_or_path": str(model_dir),
         "dataset_name": str(problems),
         "output_dir": str(tmp_path / "out"),
-        "reward_funcs": ["accuracy", "format"],
+        "reward_funcs": ["tests.training.rewards.letter_share"],
         "max_steps": 4,
         "per_device_train_batch_size": 8,
         "num_generations": 4,
@@ -116,3 +118,21 @@ def grpo_recipe(tmp_path, model_dir, problems):
         "bf16": False,
         "disable_tqdm": True,
     }
+
+
+def argv(recipe: dict, path, **changes) -> list[str]:
+    """Write a recipe, with changes, as YAML at `path`; the arguments that name it."""
+    path.write_text(yaml.safe_dump(recipe | changes), encoding="utf-8")
+    return ["--config", str(path)]
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_weights(one, other, **tolerance):
+    """Bit for bit, unless a tolerance is given."""
+    one, other = weights(one), weights(other)
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], **(tolerance or {"rtol": 0, "atol": 0}), msg=name)

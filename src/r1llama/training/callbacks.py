@@ -18,6 +18,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback
 from trl.models import unwrap_model_for_generation
 
+from r1llama.model.balancing import update_router_bias
 from r1llama.training.checkpoint import MARKER, checkpoints, mark_complete, why_incomplete
 
 
@@ -112,8 +113,8 @@ def _plain(value):
 
 
 class SampleCompletions(_JsonLines):
-    """Every `every` steps, greedy completions of fixed prompts. Greedy draws no random number, so a run with samples
-    ends with the same weights as one without.
+    """Every `every` steps, greedy completions of fixed prompts. Greedy draws no random number: sampling along the way
+    leaves the training as it is.
 
     Args:
         path: The JSON lines file.
@@ -155,18 +156,23 @@ class SampleCompletions(_JsonLines):
 
 
 class RouterBalancing(TrainerCallback):
-    """Loss-free balancing: before each optimizer step the selection bias moves towards the experts that were passed
-    over since the last one (`r1llama.model.balancing`); what it measured joins the trainer's logs.
+    """Loss-free balancing: before each optimizer step the selection bias moves against the load of the experts.
 
-    Args:
-        trainer: A TRL trainer.
+    What it measured joins the next log, averaged: `trainer.state.log_history`, and every callback behind this one.
+    Put it first, as the stages do, to have it in progress bars and trackers too. Needs no trainer of ours:
+    `Trainer(..., callbacks=[RouterBalancing()])`.
     """
 
-    def __init__(self, trainer):
-        self.trainer = trainer
+    def __init__(self):
+        self.measured = []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        from r1llama.model.balancing import update_router_bias
+        if metrics := update_router_bias(model):
+            self.measured.append(metrics)
 
-        for name, value in update_router_bias(model).items():
-            self.trainer._metrics["train"][name].append(value)
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.measured:
+            means = {k: sum(m[k] for m in self.measured) / len(self.measured) for k in self.measured[0]}
+            logs.update(means)
+            state.log_history[-1].update(means)
+            self.measured = []

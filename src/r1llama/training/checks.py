@@ -170,6 +170,13 @@ def check_prompts(rows, tokenizer, config, completion_length: int) -> None:
         raise RecipeError(
             f"the dataset has no column `prompt`, but {', '.join(rows.column_names)}: rename one, or set `task`"
         )
+    kind = type(rows[0]["prompt"])
+    for index, prompt in enumerate(rows["prompt"]):
+        if not prompt or not isinstance(prompt, kind):
+            raise RecipeError(
+                f"row {index} (from 0) has the prompt {prompt!r}: each row needs one, as text or as chat messages, "
+                f"and row 0 has a {kind.__name__}"
+            )
     check_chat_template(rows[0], tokenizer)
     hidden = [tag for tag in ("<think>", "</think>", "<answer>", "</answer>") if tag in tokenizer.all_special_tokens]
     if hidden:

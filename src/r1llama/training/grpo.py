@@ -6,6 +6,7 @@ The dataset holds `prompt` (text or chat messages) and whatever columns the rewa
 rows and a `task`.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,6 +59,11 @@ def main(argv: list[str]) -> dict[str, float]:
         check_rewards(args.reward_funcs, training_args.reward_weights, needed, part.column_names)
         check_prompts(part, tokenizer, config, training_args.max_completion_length)
     resume_from = stage.resume_point(training_args)
+    # The rollouts in use are not part of a checkpoint: between two generations, resuming draws new ones.
+    rounds = training_args.steps_per_generation * training_args.num_iterations
+    period = math.ceil(rounds / training_args.gradient_accumulation_steps)
+    if training_args.save_steps % period:
+        stage.log.warning("for exact resuming, make `save_steps` a multiple of %d, the steps per generation", period)
 
     trainer = GRPOTrainer(
         model=stage.load_model(model_args, training_args, config),

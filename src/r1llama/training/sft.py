@@ -61,7 +61,10 @@ def main(argv: list[str]) -> dict[str, float]:
     if args.log_completions_steps and "prompt" in rows.column_names:
         path = Path(training_args.output_dir) / "completions" / "samples.jsonl"
         prompts = [_render(prompt, tokenizer) for prompt in (evaluation or rows)["prompt"][:SAMPLES]]
-        trainer.add_callback(SampleCompletions(path, args.log_completions_steps, trainer, prompts, SAMPLE_TOKENS))
+        room = context - max(map(len, tokenizer(prompts)["input_ids"])) if context else SAMPLE_TOKENS
+        trainer.add_callback(
+            SampleCompletions(path, args.log_completions_steps, trainer, prompts, min(room, SAMPLE_TOKENS))
+        )
     return stage.train(trainer, args, "sft", resume_from)
 
 

@@ -220,7 +220,7 @@ def train(trainer, args: StageArguments, stage: str, resume_from: str | None) ->
     trainer.add_callback(CheckpointMarker(training_args.save_total_limit))
     training_args.save_total_limit = None  # the marker callback rotates, and only after the new one is complete
     if getattr(trainer.model.config, "num_experts", 0):
-        trainer.add_callback(RouterBalancing(trainer))
+        trainer.callback_handler.callbacks.insert(0, RouterBalancing())  # before those that show or send the logs
     metrics = trainer.train(resume_from_checkpoint=resume_from).metrics
     if training_args.eval_strategy != "no":
         metrics |= trainer.evaluate()

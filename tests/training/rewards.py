@@ -1,0 +1,11 @@
+"""Rewards that even a random model earns differently for different completions, so that gradients are not zero."""
+
+
+def letter_share(completions, **kwargs):
+    """Share of ASCII letters in each completion."""
+    return [sum(char.isascii() and char.isalpha() for char in text) / max(len(text), 1) for text in completions]
+
+
+def needs_level(completions, level, **kwargs):
+    """Asks for a dataset column that our tests' data lack."""
+    return [0.0] * len(completions)

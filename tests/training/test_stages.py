@@ -1,0 +1,179 @@
+"""What a stage leaves behind, and that the same recipe means the same run."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from r1llama.training import grpo, sft
+
+from .conftest import argv, assert_same_weights, weights, write_jsonl
+
+STAGES = {"sft": sft, "grpo": grpo}
+
+
+@pytest.fixture(params=STAGES)
+def stage(request):
+    """`(main, recipe)` of each stage."""
+    return STAGES[request.param].main, request.getfixturevalue(f"{request.param}_recipe")
+
+
+def json_lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_stage_leaves_a_model_that_generates_and_its_records(stage, tmp_path, model_dir):
+    main, recipe = stage
+    metrics = main(argv(recipe, tmp_path / "r.yaml", log_completions_steps=2))
+    out = tmp_path / "out"
+    assert json.loads((out / "all_results.json").read_text())["train_loss"] == metrics["train_loss"]
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    assert model.config.use_cache
+    assert model.generation_config.use_cache
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert model.generation_config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+    model.generate(**tokenizer("1+1=", return_tensors="pt"), max_new_tokens=2)
+
+    logs = [log for log in json_lines(out / "metrics.jsonl") if "loss" in log]
+    assert [log["step"] for log in logs] == [1, 2, 3, 4]
+    assert {sample["step"] for path in (out / "completions").iterdir() for sample in json_lines(path)} == {2, 4}
+    assert "r1llama" in (out / "README.md").read_text()
+    before, after = weights(model_dir), weights(out)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_rollouts_are_written_with_their_rewards(grpo_recipe, tmp_path):
+    grpo.main(argv(grpo_recipe, tmp_path / "r.yaml", log_completions_steps=2))
+    rows = json_lines(tmp_path / "out" / "completions" / "rollouts.jsonl")
+    assert len(rows) == 2 * 8
+    assert rows[0].keys() == {"step", "prompt", "completion", "letter_share", "advantage"}
+    assert any(row["advantage"] for row in rows)
+
+
+def test_resumed_equals_uninterrupted(stage, tmp_path, caplog):
+    """The newest checkpoint is torn, so it resumes from the one before, and says why."""
+    main, recipe = stage
+    main(argv(recipe, tmp_path / "r.yaml", save_steps=2))
+    interrupted = tmp_path / "interrupted"
+    interrupted.mkdir()
+    for name in ("checkpoint-2", "checkpoint-4", "metrics.jsonl"):
+        copy = shutil.copytree if name.startswith("c") else shutil.copy
+        copy(tmp_path / "out" / name, interrupted / name)
+    (interrupted / "checkpoint-4" / "optimizer.pt").write_bytes(b"half")
+
+    caplog.set_level("INFO", logger="r1llama")
+    main(argv(recipe, tmp_path / "r.yaml", save_steps=2, output_dir=str(interrupted)))
+    assert "passed over checkpoint-4: optimizer.pt has 4 bytes" in caplog.text
+    assert "resuming from" in caplog.text
+    assert_same_weights(tmp_path / "out", interrupted)
+    steps = [log["step"] for log in json_lines(interrupted / "metrics.jsonl") if "loss" in log]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_the_saved_recipe_resolves_to_the_same_run(stage, tmp_path):
+    main, recipe = stage
+    main(argv(recipe, tmp_path / "r.yaml", gradient_accumulation_steps=2, per_device_train_batch_size=4))
+    saved = tmp_path / "out" / "recipe.yaml"
+    main(["--config", str(saved), "--output_dir", str(tmp_path / "again")])
+    assert_same_weights(tmp_path / "out", tmp_path / "again")
+    again = yaml.safe_load((tmp_path / "again" / "recipe.yaml").read_text())
+    assert again | {"output_dir": 0} == yaml.safe_load(saved.read_text()) | {"output_dir": 0}
+
+
+def test_accumulation_equals_the_big_batch(sft_recipe, tmp_path):
+    for name, per_device, accumulation in (("big", 8, 1), ("accumulated", 2, 4)):
+        sft.main(
+            argv(
+                sft_recipe,
+                tmp_path / "r.yaml",
+                output_dir=str(tmp_path / name),
+                per_device_train_batch_size=per_device,
+                gradient_accumulation_steps=accumulation,
+                optim="sgd",  # Adam would turn rounding of tiny gradients into full steps
+                learning_rate=0.1,
+            )
+        )
+    assert_same_weights(tmp_path / "big", tmp_path / "accumulated", rtol=1e-4, atol=1e-6)
+
+
+def test_start_over_ignores_and_outdates_old_checkpoints(sft_recipe, tmp_path):
+    sft.main(argv(sft_recipe, tmp_path / "r.yaml", save_steps=2))
+    sft.main(argv(sft_recipe, tmp_path / "r.yaml", resume_from_checkpoint=False, save_strategy="no"))
+    assert len(json_lines(tmp_path / "out" / "metrics.jsonl")) == 5  # four steps and the summary
+    assert not list((tmp_path / "out").glob("checkpoint-*/complete.json"))
+
+
+def test_old_checkpoints_go_only_when_a_newer_one_is_complete(sft_recipe, tmp_path):
+    sft.main(argv(sft_recipe, tmp_path / "r.yaml", save_steps=1, save_total_limit=2))
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_a_directory_without_weights_starts_from_the_seed(sft_recipe, tmp_path, model_dir, caplog):
+    bare = tmp_path / "bare"
+    shutil.copytree(model_dir, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    caplog.set_level("INFO", logger="r1llama")
+    for name in ("one", "two"):
+        changes = {"model_name_or_path": str(bare), "output_dir": str(tmp_path / name)}
+        sft.main(argv(sft_recipe, tmp_path / "r.yaml", **changes))
+    assert "starting from random" in caplog.text
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
+
+
+def test_experts_are_balanced_and_measured(sft_recipe, tmp_path, model_dir):
+    bare = tmp_path / "moe"
+    shutil.copytree(model_dir, bare, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    from r1llama import R1LlamaConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    R1LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        moe_intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        num_experts=4,
+        num_experts_per_tok=2,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    ).save_pretrained(bare)
+    sft.main(argv(sft_recipe, tmp_path / "r.yaml", model_name_or_path=str(bare)))
+    logs = [log for log in json_lines(tmp_path / "out" / "metrics.jsonl") if "loss" in log]
+    assert all(log["router/max_vio"] >= 0 for log in logs)
+    biases = [bias for name, bias in weights(tmp_path / "out").items() if "e_score_correction_bias" in name]
+    assert biases
+    assert all(bias.any() for bias in biases)
+
+
+def test_adapters_train_on_a_stock_llama(grpo_recipe, tmp_path):
+    grpo.main(
+        argv(grpo_recipe, tmp_path / "r.yaml", use_peft=True, lora_r=2, lora_target_modules=["q_proj", "v_proj"])
+    )
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert any("lora" in name for name, _ in model.named_parameters())
+
+
+def test_chat_rows_and_a_system_prompt(grpo_recipe, tmp_path):
+    rows = [{"prompt": [{"role": "user", "content": f"{a}+1="}]} for a in range(4)]
+    data = write_jsonl(tmp_path / "chat.jsonl", rows)
+    changes = {"dataset_name": str(data), "system_prompt": "Add.", "log_completions_steps": 1, "max_steps": 1}
+    grpo.main(argv(grpo_recipe, tmp_path / "r.yaml", **changes, reward_funcs=["format"]))
+    sample = json_lines(tmp_path / "out" / "completions" / "rollouts.jsonl")[0]
+    assert sample["prompt"][0] == {"role": "system", "content": "Add."}
+    assert sample["completion"][0]["role"] == "assistant"
+
+
+def test_evaluation_on_a_held_out_split(sft_recipe, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "test"):
+        write_jsonl(data / f"{split}.jsonl", [{"prompt": f"{a}=", "completion": f"{a}"} for a in range(8)])
+    changes = {"dataset_name": str(data), "eval_strategy": "steps", "eval_steps": 2}
+    metrics = sft.main(argv(sft_recipe, tmp_path / "r.yaml", **changes))
+    assert metrics["eval_loss"] > 0
