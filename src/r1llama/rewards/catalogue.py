@@ -81,7 +81,7 @@ def get_reward(spec: str | Mapping[str, Any] | Reward) -> Reward:
     else:
         raise TypeError(f"a reward is a name, a mapping or a callable, not {type(spec).__name__}")
 
-    target = _lookup(name)
+    target = lookup(name)
     if inspect.isclass(target):
         return target(**parameters)
     if parameters:
@@ -89,7 +89,8 @@ def get_reward(spec: str | Mapping[str, Any] | Reward) -> Reward:
     return target
 
 
-def _lookup(name: str) -> Any:
+def lookup(name: str) -> Any:
+    """Return what a name or dotted path stands for, a reward or a class that builds one; see `get_reward`."""
     key = name.removesuffix("_reward")
     for known in (name, key):
         if known in CATALOGUE:

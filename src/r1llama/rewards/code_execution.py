@@ -130,8 +130,10 @@ def _same_value(output: str, expected: Any) -> bool:
 class AsyncCodeReward(CodeReward):
     """`CodeReward` that TRL awaits beside other asynchronous rewards."""
 
-    async def __call__(self, *args, **kwargs) -> list[float | None]:  # type: ignore[override]
-        return await asyncio.to_thread(super().__call__, *args, **kwargs)
+    async def __call__(  # type: ignore[override]
+        self, completions: Sequence[Completion], verification_info: Sequence[Mapping[str, Any] | str], **kwargs
+    ) -> list[float | None]:
+        return await asyncio.to_thread(super().__call__, completions, verification_info, **kwargs)
 
 
 class CodeFormatReward:

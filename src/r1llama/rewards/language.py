@@ -162,8 +162,8 @@ class LanguageConsistencyReward:
             total += size
             inside = sum(counts[script] for script in wanted)
             found = self.detect(segment) if inside == size else None
-            if language == "zh" and found == "ja":
-                continue
+            if {language, found} == {"zh", "ja"} and size >= 18:
+                continue  # six characters with kana are no Chinese, and without any no Japanese
             if found is None or found == language or _SCRIPTS.get(found, _LATIN) != wanted:
                 right += inside
         return right / total if total >= 10 else None
