@@ -1,5 +1,6 @@
 """Says at import which installed library lies outside the range that pyproject.toml declares and the tests cover."""
 
+import re
 import warnings
 from importlib import metadata
 
@@ -7,12 +8,12 @@ from packaging.requirements import Requirement
 
 
 def declared() -> dict[str, Requirement]:
-    """What the installed r1llama asks for, extras included, by distribution name; empty when it is not installed."""
+    """What the installed r1llama asks for, by distribution name: with the extras, without the development tools."""
     try:
         lines = metadata.requires("r1llama") or []
     except metadata.PackageNotFoundError:
         return {}
-    return {requirement.name: requirement for requirement in map(Requirement, lines)}
+    return {r.name: r for r in map(Requirement, lines) if 'extra == "dev"' not in str(r.marker)}
 
 
 def outside_range() -> list[str]:
@@ -20,12 +21,19 @@ def outside_range() -> list[str]:
     found = []
     for name, requirement in declared().items():
         try:
-            version = metadata.version(name)
+            version = _version(name)
         except metadata.PackageNotFoundError:
             continue
         if not requirement.specifier.contains(version, prereleases=True):
             found.append(f"{name} {version} (tested: {requirement.specifier})")
     return found
+
+
+def _version(name: str) -> str:
+    """As `metadata.version`, several times faster: it would parse the whole page that the file also holds."""
+    installed = metadata.distribution(name)
+    text = installed.read_text("METADATA") or installed.read_text("PKG-INFO")
+    return re.search(r"^Version: *(\S+)", text, re.MULTILINE)[1]
 
 
 def check() -> None:

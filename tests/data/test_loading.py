@@ -76,9 +76,9 @@ def test_a_missing_split_or_file(tmp_path):
 
 
 def test_no_rows(tmp_path):
-    Dataset.from_dict({"prompt": []}).save_to_disk(tmp_path / "saved")
-    with pytest.raises(DataError, match="no rows"):
-        load_rows(str(tmp_path / "saved"))
+    Dataset.from_dict({"prompt": [""]}).select([]).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="a.parquet, split `train`: .* no data"):
+        load_rows(str(tmp_path / "a.parquet"))
 
 
 def test_what_can_only_be_a_path():

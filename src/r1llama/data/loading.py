@@ -49,13 +49,11 @@ def load_rows(name: str, config: str | None = None, split: str = "train") -> Dat
         raise
     except DatasetNotFoundError as error:
         raise DataError(f"{name} is neither a local path nor a dataset that the hub knows: {error}") from error
-    except (DatasetGenerationError, ValueError, OSError) as error:
+    except (DatasetGenerationError, ValueError, OSError, IndexError) as error:
         for file in [path] if path.is_file() else sorted(path.glob("**/*.jsonl")):
             if file.suffix == ".jsonl":
                 _find_bad_line(file)
-        raise DataError(f"{name}: {error.__cause__ or error}") from error
-    if len(rows) == 0:
-        raise DataError(f"{name}, split `{split}`: no rows")
+        raise DataError(f"{name}, split `{split}`: {error.__cause__ or error}") from error
     return rows
 
 
