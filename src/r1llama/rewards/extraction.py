@@ -20,6 +20,8 @@ from .phrases import (
     NEGATED_BEFORE,
     OPINION,
     PHRASE,
+    OTHER_ANSWER,
+    REPORTED,
     RETRACTION,
     SEVERAL,
     WEAK_PHRASE,
@@ -61,7 +63,7 @@ _TAG = re.compile(r"</?answer>")
 _NEAR_TAG = re.compile(r"<\s*/?\s*(?:answer|think)\b[^<>]{0,20}>|&lt;\s*/?\s*(?:answer|think)", re.IGNORECASE)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?=[0-9A-Za-z\\]))")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_HASHES = re.compile(r"####[ \t]*(?=[-+\u2212$€£¥(\\.]|\d)([^\n]*)")
+_HASHES = re.compile(r"####[ \t]*(?=[-+\u2212$€£¥(\\.]|\d)([^\n<]*)")
 _SENTENCE_END = re.compile(r"[.!?。！？؟](?=[\s\"')\]*]|$)|\n")
 _CLAUSE_END = re.compile(
     r"[.!?;。！？؛؟、，](?=\s|$|\*|[^\x00-\x7f])|\n|,(?=\s*(?:[a-z]|$))|\s[-–—]+\s"
@@ -70,6 +72,8 @@ _CLAUSE_END = re.compile(
 _EMPHASIS = re.compile(r"(?<![\w*)])[*_`]{1,3}(?=[^\s*])|(?<=[^\s*])[*_`]{1,3}(?![\w*(])")
 _ALL_MATHS = re.compile(r"\$[^$]+\$\.?|\\\(.+\\\)\.?|\\\[.+\\\]\.?")
 _ASIDE = re.compile(r",\s*(?:so|but|because|which|and|or|if|though)\b", re.IGNORECASE)
+_EXAMPLE = re.compile(r"\b(?:e\.?g\.?|example|instance),?\s*\$*$", re.IGNORECASE)
+_STRUCK = re.compile(r"~~[^~]*~~|\\(?:[bx]?cancel|sout|st)\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}")
 _HEADING_END = re.compile(r"[ \t*_:$]*\n\s*")
 _LEADING = re.compile(r"[\s*_`:：]*(?:=(?!=))?[\s*_`\"']*")
 _INLINE_MATH = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
@@ -100,6 +104,8 @@ def extract_answer(text: str, mode: str = "lenient", prefilled: bool = False, pr
         section = _without_echo(section, prompt)
         if not section.strip():
             return Answer(None, None, "echo")
+    if "~~" in section or "cancel" in section or "sout" in section:
+        section = _STRUCK.sub(" ", section)
     declarations, reason = _marked(section)
     if reason:
         return Answer(None, None, reason)
@@ -320,6 +326,10 @@ def _context(section: str, declaration: _Declaration, several: bool) -> str:
     rest = after[: sentence_after.start()] if sentence_after else after
     if NEGATED_BEFORE.search(before) or NEGATED_AFTER.match(after):
         return "negated"
+    if declaration.source == "phrase" and OTHER_ANSWER.match(section, declaration.start):
+        return "negated"
+    if REPORTED.search(before) or _EXAMPLE.search(section, max(0, declaration.start - 20), declaration.start):
+        return "hedged"
     if HEDGE_BEFORE.search(before) or HYPOTHETICAL.search(before) or (not several and HEDGE_AFTER.match(rest)):
         return "hedged"
     if sentence_after and sentence_after[0] in "?？؟":

@@ -141,7 +141,7 @@ MAX_DEPTH = 25  # nested braces
 MAX_EXPONENT = 10_000
 MAX_FACTORIAL = 1_000
 _LETTER = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]")
-_ASSIGNMENT = re.compile(r"^\s*(?:[a-zA-Z](?:_\{?\w+\}?)?(?:\s*\([a-z]\))?|[A-Z]{2}|\\angle\s*\w+)\s*(?:=|\\in(?![a-z]))\s*(?=[^=]+$)")
+_ASSIGNMENT = re.compile(r"^\s*(?:[a-zA-Z](?:_\{?\w+\}?)?(?:\s*\([a-z]\))?|[A-Z]{2}|\\angle\s*\w+|\([a-z](?:\s*,\s*[a-z])+\))\s*(?:=|\\in(?![a-z]))\s*(?=[^=]+$)")
 _RELATION = re.compile(r"=|<|>|\\(?:leq|geq|neq|ne|in|equiv|approx)(?![a-zA-Z])")
 _UNEVALUATED = re.compile(r"\\(?:int|sum|prod|lim|binom|dbinom|tbinom|det)(?![a-zA-Z])|\\frac\s*\{d\}")
 _ELLIPSIS = re.compile(r"\\[lcd]?dots|\.\.\.|…")

@@ -39,6 +39,7 @@ _FOLD = {
     ord("\u066a"): "%", ord("\uff0b"): "+", ord("\uff04"): "$", ord("\u2044"): "/", ord("\u2215"): "/",
     ord("\u00d7"): "\\times", ord("\u00b7"): "\\cdot", ord("\u22c5"): "\\cdot", ord("\uff1d"): "=",
 }  # fmt: skip
+_CHEERS = "✅✔✓☑🎉🎊😀😊🙂👍🏆⭐\ufe0f"  # at the ends; crosses and thumbs down say something else
 _VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5",
            "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8"}  # fmt: skip
 
@@ -51,7 +52,7 @@ def fold(text: str) -> str:
     """
     if text.isascii():
         return text
-    folded = text.translate(_FOLD).strip("\x00 \t\n")
+    folded = text.translate(_FOLD).strip("\x00 \t\n" + _CHEERS)
     return "".join(
         c
         if c.isascii()
@@ -74,12 +75,14 @@ _AFTER = r"(?P<after>(?:\s*[^\W\d_].*|\s*[%°€£¥₹$¢].*|\s+.*)?)$"
 _PLAIN = re.compile(r"[-+]?\d{1,18}$")
 _DECIMAL = re.compile(rf"{_AFFIX}(?P<int>{_INTEGER})?(?:\.(?P<frac>\d*))?(?:{_POWER_OF_TEN})?{_AFTER}", re.IGNORECASE)
 _TEN = re.compile(rf"{_SIGN}(?P<before>(?!))?(?P<currency>(?!))?(?P<sign2>(?!))?10\s*\^\s*\{{?\s*(?P<exp>[+-]?\d{{1,3}})\s*\}}?$")
-_EUROPEAN = re.compile(rf"{_AFFIX}(?P<int>\d{{1,3}}(?:\.\d{{3}})+),(?P<frac>\d+){_AFTER}")
+_EUROPEAN = re.compile(
+    rf"{_AFFIX}(?P<int>\d{{1,3}}(?:(?:\.\d{{3}})+(?=,)|(?:\.\d{{3}}){{2,}}))(?:,(?P<frac>\d+))?{_AFTER}"
+)
 _REPEATING = re.compile(rf"{_AFFIX}(?P<int>{_INTEGER})?\.(?P<frac>\d*)(?:\\overline|\\bar)?[({{](?P<rep>\d+)[)}}]$")
 _FRACTION = re.compile(rf"{_AFFIX}(?:(?P<whole>\d+)\s+)?(?P<num>{_INTEGER})\s*/\s*(?P<den>{_INTEGER}){_AFTER}")
 _LATEX_FRACTION = re.compile(
     rf"{_AFFIX}(?P<whole>\d+)?\s*\\frac\s*(?:\{{\s*(?P<num>-?\s*{_INTEGER})\s*\}}|(?P<num1>\d))"
-    rf"\s*(?:\{{\s*(?P<den>{_INTEGER})\s*\}}|(?P<den1>\d)){_AFTER}"
+    rf"\s*(?:\{{\s*(?P<den>-?\s*{_INTEGER})\s*\}}|(?P<den1>\d)){_AFTER}"
 )
 
 _TEXT_COMMAND = re.compile(
@@ -89,6 +92,10 @@ _TEXT_COMMAND = re.compile(
 _SPACING = re.compile(r"\\(?:left|right|displaystyle|limits|bigl?|bigr|Bigl?|Bigr|!)(?![a-zA-Z])")
 _THIN = re.compile(r"(?<!\\)\\[,;: ]|\\(?:quad|qquad)(?![a-zA-Z])|~")
 _DEGREE = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])")
+_APPROXIMATELY = re.compile(r"^(?:\\approx|\\sim|≈|~|(?:approximately|approx\.|about|around|roughly|exactly)\s)\s*", re.IGNORECASE)
+_BASE_TEN = re.compile(r"(?<=\d)_(?:\{10\}|10)$")
+_QUOTES = {"“": "”", '"': '"', "'": "'", "‘": "’", "「": "」", "«": "»", "`": "`"}
+_FONT = re.compile(r"\\(?:bf|rm|it|tt|sf|cal)(?![a-zA-Z])")
 _FRAC = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
 
 
@@ -103,11 +110,12 @@ def strip_latex(text: str) -> str:
     if "\\" in text or "{" in text or "~" in text:
         for _ in range(3):
             text = _TEXT_COMMAND.sub(r" \1 ", text)
-        text = _THIN.sub(" ", _SPACING.sub("", text).replace("{,}", ","))
+        text = _THIN.sub(" ", _SPACING.sub("", _FONT.sub(" ", text + " ")).replace("{,}", ","))
         text = _FRAC.sub(r"\\frac", _DEGREE.sub("°", text))
         text = text.replace(r"\$", "$").replace(r"\%", "%").replace(r"\pounds", "£").replace(r"\euro", "€")
+        text = text.strip()
         while text.startswith("{") and text.endswith("}") and "{" not in text[1:-1]:
-            text = text[1:-1]
+            text = text[1:-1].strip()
     return text.strip()
 
 
@@ -126,6 +134,9 @@ def parse_number(text: str) -> Number | None:
     if len(text) > MAX_LENGTH:
         return None
     text = strip_latex(fold(text).strip())
+    text = _APPROXIMATELY.sub("", _BASE_TEN.sub("", text.rstrip(";, ")))
+    if text[:1] in _QUOTES and text.endswith(_QUOTES[text[0]]):
+        text = text[1:-1].strip()
     if text.endswith((".", "。")) and not text.endswith(".."):
         text = text[:-1].rstrip()
     while text.startswith("(") and text.endswith(")") and "(" not in text[1:]:
@@ -180,7 +191,7 @@ def _read_fraction(match: re.Match[str]) -> Number | None:
     num, den = _digits(over), _digits(under)
     if den == 0:
         return None
-    negative = over.lstrip().startswith("-")
+    negative = over.lstrip().startswith("-") != under.lstrip().startswith("-")
     value = Fraction(-num if negative else num, den)
     if match["whole"]:
         if negative or num >= den:  # 3 -1/2 and 3 5/2 are not mixed numbers

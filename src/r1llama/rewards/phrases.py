@@ -2,17 +2,17 @@
 
 import re
 
-_FILLER = r"(?:\s+(?:then|thus|therefore|hence|simply|just|clearly|actually|exactly|indeed|now|also|definitely|certainly))*"
+_FILLER = r"(?:\s+(?:then|thus|therefore|hence|simply|just|clearly|actually|exactly|indeed|now|also|definitely|certainly)\b)*"
 
 # "the answer is", "Final answer:", "**Answer**:" and the same in the other languages.
 PHRASE = re.compile(
     rf"""
-    \b(?:\w+\s+)?(?:answer|result|solution)\b
+    \b(?:\w+\s+)?(?:answer|ans|result|solution)\b\.?
         (?:\s+(?:to|of|for)\s+(?:the|this|that|your|our)\s+(?:\w+\s+)?(?:problem|question|exercise|puzzle|equation))?
         {_FILLER}
         [*_]{{0,3}}\s*
         (?:(?:is|was|equals|=|will\s+be|would\s+be|should\s+be|must\s+be|has\s+to\s+be|comes\s+(?:out\s+)?to|are)\b{_FILLER}
-            \s*(?:equal\s+to\b)?\s*:?|[:：]|=(?!=)|(?=[*_]*\s*\n))
+            \s*(?:equal\s+to\b)?\s*:?|[:：→]|=(?!=)|(?=[*_]*\s*\n))
     |\b(?:endgültige\s+)?(?:antwort|ergebnis|lösung)\b\s*(?:ist|lautet|beträgt|:)(?:\s+also)?\s*:?
     |\b(?:respuesta|resultado|solución)\b(?:\s+final|\s+correcta)?\s*(?:es|:)\s*:?
     |\b(?:réponse|résultat|solution)\b(?:\s+finale?)?\s*(?:est|:)\s*(?:donc\b)?\s*:?
@@ -23,6 +23,7 @@ PHRASE = re.compile(
     |(?:最终)?(?:答案|結果|结果)(?:应该)?(?:是|为|為|等于|[:：=])\s*
     |(?:最終的な)?(?:答え|解答|答案)(?:は|[:：=])\s*
     |(?:정답|답)(?:은|는|[:：=])\s*
+    |उत्तर\s*(?:है|[:=])\s*
     |(?:الجواب|الإجابة|الاجابة|الناتج|النتيجة)(?:\s+(?:النهائي|النهائية))?\s*(?:هو|هي|[:=])\s*
     """,
     re.IGNORECASE | re.VERBOSE,
@@ -40,6 +41,7 @@ KEYWORDS = (
     "answer", "result", "solution", "antwort", "ergebnis", "lösung", "respuesta", "resultado", "solución", "réponse", "résultat",
     "risposta", "risultato", "soluzione", "resposta", "solução", "cevap", "yanıt", "sonuç", "ответ", "результат", "答案",
     "結果", "结果", "答え", "解答", "정답", "답", "الجواب", "الإجابة", "الاجابة", "الناتج", "النتيجة",
+    "ans.", "ans:", "उत्तर",
 )  # fmt: skip
 
 # The copula that some languages put after the value: 42です, 42입니다, 42'dir.
@@ -48,7 +50,8 @@ COPULA_SUFFIX = re.compile(r"(?<=[\d%])\s*(?:です|である|だ|입니다|이�
 CONCLUSION = re.compile(
     r"(?:and\s+)?(?:so|thus|therefore|hence|consequently|in\s+total|altogether|in\s+conclusion|in\s+the\s+end|finally"
     r"|overall|as\s+a\s+result|this\s+means(?:\s+that)?|that\s+means|that\s+makes|we\s+(?:get|find|have|obtain|conclude)"
-    r"|it\s+follows|which\s+gives|this\s+gives|giving|also|donc|daher|somit|also|por\s+lo\s+tanto|quindi|so\s+that)\b",
+    r"|it\s+follows|which\s+gives|this\s+gives|giving|also|donc|daher|somit|por\s+lo\s+tanto|quindi|i\s+(?:get|got|find|found)|итого|dolayısıyla)\b"
+    r"|∴|⇒|→|所以|因此|综上|故|よって|したがって|따라서|그러므로",
     re.IGNORECASE,
 )
 
@@ -58,6 +61,8 @@ NEGATED_BEFORE = re.compile(
     (?:\b(?:not|never|cannot|nicht|kein|keine|nunca|jamais|mai|değil)\b|n['’]t\b|\banything\s+but\b|\bfar\s+from\b|不是|并非|\bpas\b|\bno\s+es\b|\bnon\s+è\b|\bnão\s+é\b|\bне\b|ليس)
         (?:\s+(?:\w+ly|be|even|a|an|the|equal|equals|to|going|really|is|actually|at|all|answer|final|correct|value|just|possible|possibly|have|been))*
         \s*[:,]?\s*(?:[$*("'`\s]|\\\(|\\\[)*$
+    |\bnowhere\s+near\s*(?:[$*("'`\s]|\\\(|\\\[)*$
+    |\b(?:ignore|wrong|incorrect|false|example|sample|instance|not\s+(?:a|an|the|my)\s+\w+)\b[^.;:]{0,20}:\s*(?:[$*("'`\s]|\\\(|\\\[)*$
     |\b(?:other\s+than|except|excluding|instead\s+of|rather\s+than|unlike|rule\s+out|ruled\s+out|reject|rejecting
         |opposite\s+of|mistaken\s+for)\s*[:,]?\s*(?:the\s+answer\s+)?(?:is\s+)?(?:[$*("'`\s]|\\\(|\\\[)*$
     |\b(?:wrong|incorrect|false|mistaken|erroneous|invalid|bogus|fake|bad|common|tempting|naive)\s+
@@ -73,7 +78,7 @@ NEGATED_BEFORE = re.compile(
 # Directly after a value: "... is wrong", "... is not the answer", "? No.", "- just kidding".
 NEGATED_AFTER = re.compile(
     r"""
-    [\s$*)"'`.,!;:\\\]\-–—]{0,12}(?:değil|ではな|じゃな|아니|
+    [\s$*()"'`.,!;:\\\[\]\-–—]{0,12}(?:[✗✘❌✖🚫❎]|değil|ではな|じゃな|아니|
         (?:(?:but\s+)?(?:this|that|it|which|the\s+(?:above|answer|result|number|value))\s+)?
             (?:is|was|would\s+be|are|looks|seems|must\s+be|has\s+to\s+be|turns\s+out\s+to\s+be)\s+
             (?:\w+ly\s+|of\s+course\s+|a\s+|an\s+|the\s+|in\s+fact\s+)*
@@ -93,13 +98,13 @@ RETRACTION = re.compile(
     r"|disregard\s+(?:that|this|the)|(?:that|this|it)\s+(?:is|was)\s+(?:\w+ly\s+)?(?:wrong|incorrect|not\s+(?:right|correct|true|it|the))"
     r"|(?:that|this|it)['’]s\s+(?:\w+ly\s+)?(?:wrong|incorrect|not\s+(?:right|correct|true|it|the))|(?:i\s+was|i\s+am|i['’]m)\s+wrong"
     r"|(?:wait|actually|hmm|oops|sorry),?\s+(?:no\b|it\b|that\b|the\s+answer)|on\s+second\s+thought|i\s+made\s+(?:a|an)\s+(?:mistake|error)"
-    r"|or\s+(?:maybe|perhaps|possibly)|(?:it\s+)?(?:could|might|may)\s+(?:also\s+)?be)\b",
+    r"|or\s+(?:maybe|perhaps|possibly)|wrong|incorrect|incorrectly|false|oops|whoops|correction|sorry|kidding|april\s+fools?|i\s+meant|edit|the\s+(?:real|true|actual)\s+answer|(?:it\s+)?(?:could|might|may)\s+(?:also\s+)?be)\b",
     re.IGNORECASE,
 )
 
 HEDGE_BEFORE = re.compile(
     r"\b(?:maybe|perhaps|possibly|probably|might|may\s+be|could\s+be|could\s+also\s+be|i\s+guess|guess(?:ing)?|not\s+sure"
-    r"|unsure|no\s+idea|either|neither|between|somewhere|vielleicht|quizás|peut-être|forse|belki)\b[^,;]*$",
+    r"|unsure|no\s+idea|either|neither|between|somewhere|for\s+(?:example|instance)|such\s+as|something\s+like|according\s+to|vielleicht|quizás|peut-être|forse|belki)\b[^,;]*$",
     re.IGNORECASE,
 )
 
@@ -113,6 +118,19 @@ HEDGE_AFTER = re.compile(
 SEVERAL = re.compile(
     r"(?:\d|[a-zA-Z)}$])\s*(?:\\text\s*\{\s*(?:or|and/or)\s*\}|\b(?:or|and/or|oder|veya|или)\b|或|または|또는|\\lor\b|\\vee\b|\|\|)\s*[-+$(\\{]*[\da-zA-Z]"
     r"|\d\s*(?:\\pm|±)|\\text\s*\{\s*(?:or|maybe|not)\b",
+    re.IGNORECASE,
+)
+
+# Somebody else's answer: "my friend claims 42".
+REPORTED = re.compile(
+    r"\b(?:he|she|they|friend|student|someone|somebody|people|textbook|teacher|calculator|others?|some)\s+(?:\w+ly\s+)?"
+    r"(?:said|says?|claim(?:s|ed)?|thinks?|thought|wrote|writes|guess(?:ed|es)|answered|argued?s?|believes?)\b[^,;:]*$",
+    re.IGNORECASE,
+)
+# "wrong answer: 42", "example answer: 42".
+OTHER_ANSWER = re.compile(
+    r"(?:wrong|incorrect|bad|false|example|sample|possible|candidate|other|alternative|tentative|initial|naive|fake"
+    r"|invalid|former|old|expected|student)\s+\W*(?:answer|result|solution)",
     re.IGNORECASE,
 )
 

@@ -20,10 +20,11 @@ _TENS = {word: 10 * value for value, word in enumerate(
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
 
 _TOKEN = re.compile(
-    r"(?<![\w.,^])-?(?:[$€£¥]\s?-?)?(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)?(?:\.\d+|(?<=\d))(?:/\d+)?(?![\w^/]|[.,]\d)"
+    r"(?<![^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])(?<![.,^])-?(?:[$€£¥]\s?-?)?(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)?(?:\.\d+|(?<=\d))(?:/\d+)?(?![^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[_^/]|[.,]\d)"
     r"(?:\s?%|\s?°|\s(?:percent|hundred|thousand|million|billion|trillion|dozen)\b)?"
 )
 # What a plain sentence is made of. Brackets, operators, quotes and comparison signs belong to something else.
+_SPOKEN_EQUALS = re.compile(r"(.{3,80}?)\s+(?:is|equals|makes|gives)\s+(\S+(?:\s\w+){0,2}?)\.?$", re.IGNORECASE)
 _PLAIN_SENTENCE = re.compile(r"[^\W_]*(?:[^\W_]|[ ,.'$€£¥%°:\-]|\n)*$")
 _LEFT_SIDE = re.compile(r"[^,;<>≤≥≠|!?\"#&@`]*$")
 
@@ -71,7 +72,20 @@ def stated_number(text: str) -> Number | None:
     words = number_from_words(re.sub(r"^(?:minus|negative)\s", "", text, flags=re.IGNORECASE))
     if words is not None:
         return Number(Fraction(-words if re.match(r"minus|negative", text, re.IGNORECASE) else words))
-    return _of_sentence(text)
+    return _of_sentence(text) or _of_spoken_equation(text)
+
+
+def _of_spoken_equation(text: str) -> Number | None:
+    match = _SPOKEN_EQUALS.match(text)
+    value = parse_number(match[2]) if match else None
+    result = evaluate(_spell_operators(match[1])) if match else None
+    return value if value is not None and result is not None and result.value == value.value else None
+
+
+def _spell_operators(text: str) -> str:
+    for word, sign in (("multiplied by", "*"), ("divided by", "/"), ("times", "*"), ("plus", "+"), ("minus", "-"), ("x", "*")):
+        text = re.sub(rf"(?<=[\d)])\s*{word}\s*(?=[\d(])", sign, text, flags=re.IGNORECASE)
+    return text
 
 
 def _of_equation(text: str) -> Number | None:
@@ -106,6 +120,6 @@ def _of_sentence(text: str) -> Number | None:
     before, after = text[: token.start()].strip().lower(), text[token.end() :].strip().lower()
     if any(c.isdigit() for c in before + after) or before.endswith("-") or after.startswith(("-", "'", ":")):
         return None
-    if MODIFIERS_BEFORE.search(before) or MODIFIERS_AFTER.match(after):
+    if MODIFIERS_BEFORE.search(before) or MODIFIERS_AFTER.match(after) or "below zero" in after:
         return None
     return parse_number(token[0].strip())

@@ -38,6 +38,7 @@ _REWRITES = (
     (re.compile(r"(?<![a-zA-Z\\])(sqrt|pi|sin|cos|tan|cot|sec|csc|ln|log|exp|infty)(?![a-zA-Z])"), r"\\\1 "),
     (re.compile(r"√\s*(\d+|[a-z])"), r"\\sqrt{\1}"),
     (re.compile(r"\\sqrt\s*(\d|[a-z])(?![a-zA-Z])"), r"\\sqrt{\1}"),
+    (re.compile(r"\\sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
     (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\frac\s*(\d)\s*\{"), r"\\frac{\1}{"),
     (re.compile(r"\\(sin|cos|tan|ln|log)(\^\{?\d\}?)?\s*(?=[a-z0-9](?![a-z0-9]))"), r"\\\1\2 "),

@@ -79,6 +79,7 @@ NOT_UNITS = frozenset(
     less than fewer least most above below under over to of out mod modulo choose into either neither versus vs
     hundred thousand million billion trillion dozen percent pi sqrt root log hundreds thousands millions billions
     instead rather approx point double triple twice base though although otherwise said because so which that
+    bps mil mln bn mn crore lakh debt doubled tripled halved wrong below above zero
     değil ise oder ou o e und et veya ya""".split()  # noqa: SIM905
 )
 
@@ -90,20 +91,22 @@ MODIFIERS_BEFORE = re.compile(
     r"|third of|quarter of|percent of|% of|factorial of|inverse of|negative of|opposite of|to the power|power of|base"
     r"|return|lambda|print|import|assert|def|mod|modulo|log|sin|cos|tan|exp|ln|abs|nicht|kein|keine|pas|nunca|não|non è"
     r"|n'est pas|no es|nicht gleich|не|нет|ليس|ليست|ne|mindestens|höchstens|al menos|au moins|en az|en fazla)"
-    r"|不是|并非|不等于|小于|大于|至少|至多)\s*:?$"
+    r"|[不非第约超未无十百千万亿〇一二三四五六七八九]|并非|不等于|小于|大于|至少|至多|超过|以上|以下)\s*:?$"
 )
 
 # Directly after a number: "42 squared", "42 is wrong", "42 less than that".
 MODIFIERS_AFTER = re.compile(
-    r"[\s,.:]*(?:(?:squared|cubed|factorial|halves|thirds|quarters|fourths|fifths|sixths|sevenths|eighths|ninths|tenths"
+    r"[\s,.:]*(?:(?:squared|cubed|factorial|doubled|tripled|halved|below|above|in debt|short of|wrong|incorrect|false|i guess"
+    r"|maybe|perhaps|probably|possibly|or|bps|mil|mln|bn|halves|thirds|quarters|fourths|fifths|sixths|sevenths|eighths|ninths|tenths"
     r"|hundredths|thousandths|less|fewer|times|plus|minus|divided|mod|modulo|choose|to|of(?!\s+(?:them|these|those|us)\b)|out|or|and|not|no|nor|over"
     r"|hundreds|thousands|millions|billions|pi|point|base|th|st|nd|rd|th\b|if|unless|but|though|although|except|otherwise"
     r"|değil|oder|ou|veya|и|или|у|o|to the)\b"
-    r"|(?:is|was|are|were|would be|seems|looks|later|ago)\b(?!\s+(?:the|our|my|your)\b)|\w+\s+(?:later|ago)\b|(?:is|was|are)n't\b|ではな|じゃな|ではありません|아니)"
+    r"|(?:is|was|are|were|would be|seems|looks|later|ago)\b(?!\s+(?:the|our|my|your)\b)|\w+\s+(?:later|ago)\b|(?:is|was|are)n't\b|[万萬亿億千百十兆分折〇一二三四五六七八九]|ではな|じゃな|ではありません|아니)"
 )
 
 
 def canonical_unit(text: str) -> str:
     """Return the canonical measure or currency that `text` names, or "" when it names none."""
     text = text.strip().rstrip(".")
-    return _UNITS.get(text) or _UNITS.get(" ".join(text.lower().split()), "")
+    text = " ".join(text.replace(" ^", "^").split())
+    return _UNITS.get(text) or (_UNITS.get(text.lower(), "") if len(text) > 2 else "")
