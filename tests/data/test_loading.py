@@ -77,7 +77,7 @@ def test_a_missing_split_or_file(tmp_path):
 
 def test_no_rows(tmp_path):
     Dataset.from_dict({"prompt": [""]}).select([]).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="a.parquet, split `train`: .* no data"):
+    with pytest.raises(DataError, match=r"a\.parquet, split `train`: .* no data"):
         load_rows(str(tmp_path / "a.parquet"))
 
 

@@ -1,0 +1,69 @@
+"""The same stages on two CPU processes, launched as a user launches them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from .conftest import argv, assert_same_weights
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+def launch(config, stage, words):
+    """`accelerate launch` on a free port; what it printed, if it ended well."""
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        f"recipes/accelerate/{config}.yaml",
+    ]
+    ended = subprocess.run(
+        [*command, "--main_process_port", "0", "-m", f"r1llama.training.{stage}", *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return ended.stderr
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+@pytest.mark.parametrize("config", ["ddp_cpu2", "zero3_cpu2"])
+def test_two_processes_train_and_resume_exactly(config, stage, request, tmp_path):
+    if config.startswith("zero3"):
+        pytest.importorskip("deepspeed")
+    recipe = request.getfixturevalue(f"{stage}_recipe")
+    changes = {"save_steps": 2, "bf16": config.startswith("zero3"), "per_device_train_batch_size": 4}
+    words = argv(recipe, tmp_path / "r.yaml", **changes)
+    launch(config, stage, words)
+    out, resumed = tmp_path / "out", tmp_path / "resumed"
+    AutoModelForCausalLM.from_pretrained(out)
+
+    resumed.mkdir()
+    for name in ("checkpoint-2", "checkpoint-4"):
+        shutil.copytree(out / name, resumed / name)
+    (resumed / "checkpoint-4" / "scheduler.pt").unlink()
+    said = launch(config, stage, [*words, "--output_dir", str(resumed)])
+    assert said.count("passed over checkpoint-4: scheduler.pt is missing") == 1  # one process speaks
+    assert_same_weights(out, resumed)
+
+
+def test_groups_are_counted_over_all_processes(grpo_recipe, tmp_path):
+    """Six completions on each of two processes are three groups of four."""
+    words = argv(grpo_recipe, tmp_path / "r.yaml", per_device_train_batch_size=6, max_steps=1)
+    launch("ddp_cpu2", "grpo", words)
+
+
+def test_a_refusal_is_said_once(grpo_recipe, tmp_path):
+    words = argv(grpo_recipe, tmp_path / "r.yaml", num_generations=3)
+    with pytest.raises(AssertionError) as failed:
+        launch("ddp_cpu2", "grpo", words)
+    assert str(failed.value).count("r1llama: a batch of 16 completions") == 1
