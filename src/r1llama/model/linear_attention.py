@@ -129,14 +129,15 @@ class R1LlamaLinearAttention(LlamaAttention):
             if position_embeddings is not None:
                 q_rot, k_rot = apply_rotary_pos_emb(q, k, *(x.float() for x in position_embeddings))
 
-            state = None if past_key_values is None else past_key_values.get_recurrent_state(self.layer_idx)
+            cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
+            state = cache.recurrent_states[0] if cache is not None and cache.has_previous_state[0] else None
             if state is not None and q.shape[2] == 1:
                 output, state = recurrent_linear_attention(q, k, v, q_rot, k_rot, state)
             else:
                 output, state = chunked_linear_attention(q, k, v, q_rot, k_rot, state, segment_ids)
-        if past_key_values is not None:
-            past_key_values.update_recurrent_state(state, self.layer_idx, num_tokens=q.shape[2])
-            past_key_values.layers[self.layer_idx].has_previous_state[0] = True  # transformers: convolutions alone
+        if cache is not None:
+            cache.update_recurrent_state(state, num_tokens=q.shape[2])
+            cache.has_previous_state[0] = True  # transformers sets it for convolutions alone
 
         output = output.transpose(1, 2).flatten(2).to(hidden_states.dtype)
         return self.o_proj(output), None

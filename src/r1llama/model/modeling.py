@@ -69,7 +69,7 @@ class R1LlamaRotaryEmbedding(LlamaRotaryEmbedding):
     def forward(self, x, position_ids):
         if self.inv_freq.dtype != torch.float32:
             compute = ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)
-            self.inv_freq = compute(self.config, device=x.device)[0]
+            self.inv_freq = compute(self.config)[0].to(x.device)
         return super().forward(x, position_ids)
 
 
