@@ -162,9 +162,10 @@ class LanguageConsistencyReward:
             total += size
             inside = sum(counts[script] for script in wanted)
             found = self.detect(segment) if inside == size else None
-            if {language, found} == {"zh", "ja"} and size >= 18:
-                continue  # six characters with kana are no Chinese, and without any no Japanese
-            if found is None or found == language or _SCRIPTS.get(found, _LATIN) != wanted:
+            # A script shared by languages does not tell them apart, nor do a few Chinese characters.
+            shared = found in _SCRIPTS and _SCRIPTS[found] == wanted
+            few = {found, language} <= {"zh", "ja", "ko"} and size < 18
+            if found is None or found == language or shared or few:
                 right += inside
         return right / total if total >= 10 else None
 
