@@ -192,6 +192,19 @@ def test_chat_rows_need_a_template(grpo_recipe, sft_recipe, model_dir, tmp_path)
         assert "no chat template" in refusal(name, recipe_values, tmp_path, **changes)
 
 
+def test_a_tokenizer_larger_than_the_model(sft_recipe, model_dir, tmp_path):
+    folder = edited(model_dir, tmp_path, lambda tokenizer: tokenizer.add_tokens(["a new one"]))
+    message = refusal("sft", sft_recipe, tmp_path, model_name_or_path=folder)
+    assert "has 263 tokens" in message
+    assert "`vocab_size: 262`" in message
+
+
+def test_sft_without_anything_to_learn(sft_recipe, problems, tmp_path):
+    message = refusal("sft", sft_recipe, tmp_path, dataset_name=str(problems))
+    assert "columns prompt, solution" in message
+    assert "`prompt` and `completion`" in message
+
+
 def test_tags_must_not_be_special_tokens(grpo_recipe, model_dir, tmp_path):
     folder = edited(
         model_dir, tmp_path, lambda t: t.add_special_tokens({"extra_special_tokens": ["<think>", "</think>"]})
@@ -204,7 +217,8 @@ def test_a_tokenizer_that_pads_with_eos_gets_its_own_padding(model_dir, tmp_path
         tokenizer.pad_token = tokenizer.eos_token
 
     folder = edited(model_dir, tmp_path, same)
-    tokenizer = stage.load_tokenizer(ModelConfig(model_name_or_path=folder), trust_remote_code=False)
+    model_args = ModelConfig(model_name_or_path=folder)
+    tokenizer = stage.load_tokenizer(model_args, stage.load_config(model_args, False), trust_remote_code=False)
     assert tokenizer.pad_token == "<pad>"
 
 

@@ -100,6 +100,27 @@ def test_accumulation_equals_the_big_batch(sft_recipe, tmp_path):
     assert_same_weights(tmp_path / "big", tmp_path / "accumulated", rtol=1e-4, atol=1e-6)
 
 
+def test_a_finished_run_has_nothing_left_to_do_until_asked_for_more(stage, tmp_path, caplog):
+    main, recipe = stage
+    metrics = main(argv(recipe, tmp_path / "r.yaml"))
+    before = weights(tmp_path / "out")
+    caplog.set_level("INFO", logger="r1llama")
+    assert main(argv(recipe, tmp_path / "r.yaml")) == metrics
+    assert "finished at step 4" in caplog.text
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(tmp_path / "out").items())
+
+    main(argv(recipe, tmp_path / "r.yaml", max_steps=6))
+    steps = [log["step"] for log in json_lines(tmp_path / "out" / "metrics.jsonl") if "loss" in log]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_by_epochs_finishes_too(sft_recipe, tmp_path, caplog):
+    caplog.set_level("INFO", logger="r1llama")
+    for _ in range(2):
+        sft.main(argv(sft_recipe, tmp_path / "r.yaml", max_steps=-1, num_train_epochs=2))
+    assert "finished at step 8" in caplog.text
+
+
 def test_start_over_ignores_and_outdates_old_checkpoints(sft_recipe, tmp_path):
     sft.main(argv(sft_recipe, tmp_path / "r.yaml", save_steps=2))
     sft.main(argv(sft_recipe, tmp_path / "r.yaml", resume_from_checkpoint=False, save_strategy="no"))

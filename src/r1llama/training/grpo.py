@@ -43,13 +43,13 @@ def main(argv: list[str]) -> dict[str, float]:
     """
     args, training_args, model_args, values = recipe.read((GRPOArguments, GRPOConfig, ModelConfig), argv, check_values)
     check_machine(values)
-    stage.start(values)
+    stage.set_up_log()
     try:
         rewards = [get_reward(name) for name in args.reward_funcs]
     except (ValueError, KeyError, ImportError, AttributeError) as error:
         raise RecipeError(f"`reward_funcs`: {error}") from error
     config = stage.load_config(model_args, training_args.trust_remote_code)
-    tokenizer = stage.load_tokenizer(model_args, training_args.trust_remote_code)
+    tokenizer = stage.load_tokenizer(model_args, config, training_args.trust_remote_code)
     rows = stage.load_dataset(args, args.dataset_train_split, "problem")
     evaluation = None
     if training_args.eval_strategy != "no":
@@ -59,11 +59,14 @@ def main(argv: list[str]) -> dict[str, float]:
         check_rewards(args.reward_funcs, training_args.reward_weights, needed, part.column_names)
         check_prompts(part, tokenizer, config, training_args.max_completion_length)
     resume_from = stage.resume_point(training_args)
+    if metrics := stage.finished(training_args, resume_from):
+        return metrics
     # The rollouts in use are not part of a checkpoint: between two generations, resuming draws new ones.
     rounds = training_args.steps_per_generation * training_args.num_iterations
     period = math.ceil(rounds / training_args.gradient_accumulation_steps)
     if training_args.save_steps % period:
         stage.log.warning("for exact resuming, make `save_steps` a multiple of %d, the steps per generation", period)
+    stage.record(values)
 
     trainer = GRPOTrainer(
         model=stage.load_model(model_args, training_args, config),

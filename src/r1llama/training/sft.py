@@ -33,22 +33,32 @@ def main(argv: list[str]) -> dict[str, float]:
         (stage.StageArguments, SFTConfig, ModelConfig), argv, check=check_values
     )
     check_machine(values)
-    stage.start(values)
+    stage.set_up_log()
     config = stage.load_config(model_args, training_args.trust_remote_code)
     context = getattr(config, "max_position_embeddings", None)
     if context and training_args.max_length and training_args.max_length > context:
         raise RecipeError(
             f"`max_length: {training_args.max_length}` exceeds the model's context: set it to {context} tokens or less"
         )
-    tokenizer = stage.load_tokenizer(model_args, training_args.trust_remote_code)
+    tokenizer = stage.load_tokenizer(model_args, config, training_args.trust_remote_code)
     tokenizer.padding_side = "right"
     rows = stage.load_dataset(args, args.dataset_train_split, "demonstration")
+    shapes = [{"prompt", "completion"}, {"messages"}, {training_args.dataset_text_field}, {"input_ids"}]
+    if not any(shape <= set(rows.column_names) for shape in shapes):
+        raise RecipeError(
+            f"the dataset has the columns {', '.join(rows.column_names)}, but SFT learns from `prompt` and "
+            f"`completion`, from `messages`, or from `{training_args.dataset_text_field}` (`dataset_text_field`): "
+            "rename some, or set `task`"
+        )
     if not training_args.chat_template_path:
         check_chat_template(rows[0], tokenizer)
     evaluation = None
     if training_args.eval_strategy != "no":
         evaluation = stage.load_dataset(args, args.dataset_test_split, "demonstration")
     resume_from = stage.resume_point(training_args)
+    if metrics := stage.finished(training_args, resume_from):
+        return metrics
+    stage.record(values)
 
     trainer = SFTTrainer(
         model=stage.load_model(model_args, training_args, config),

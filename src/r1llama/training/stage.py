@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import PartialState
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerState, set_seed
 from trl import get_peft_config, get_quantization_config, is_conversational
 
 import r1llama  # noqa: F401  (registers the architecture with the Auto classes)
@@ -43,7 +43,7 @@ class StageArguments:
         default=None,
         metadata={
             "help": "Module that turns raw rows into prompts: a name in r1llama.tasks, such as gsm8k, or a dotted "
-            "path. Unset: the rows already have the columns that the trainer wants."
+            "path. Unset or empty: the rows already have the columns that the trainer wants."
         },
     )
     system_prompt: str | None = field(
@@ -56,18 +56,22 @@ class StageArguments:
     )
 
 
-def start(values: dict) -> None:
-    """Log the resolved recipe and save it beside the model to be."""
-    main = PartialState().is_main_process
+def set_up_log() -> None:
+    """Log to stderr, from the main process only. A program that configured logging itself keeps its own way."""
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
-    log.setLevel(logging.INFO if main else logging.ERROR)
-    path = Path(values["output_dir"]) / "recipe.yaml"
-    if main:
+    log.setLevel(logging.INFO if PartialState().is_main_process else logging.ERROR)
+
+
+def record(values: dict) -> None:
+    """Log the resolved recipe, save it where the model will lie, and name what differs from the run found there."""
+    if PartialState().is_main_process:
+        path = Path(values["output_dir"]) / "recipe.yaml"
         if path.exists():
             before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
             for key in sorted(key for key in values if key in before and before[key] != values[key]):
-                log.warning("%s was `%s: %s`; now %s", path, key, before[key], values[key])
+                log.warning("%s: `%s: %s` until now, %s from here on", path, key, before[key], values[key])
         recipe.save(values, path)
+        path.with_name("all_results.json").unlink(missing_ok=True)  # the sign of a finished run
         log.info("recipe: %s", json.dumps(values, sort_keys=True, default=str))
     PartialState().wait_for_everyone()
 
@@ -85,7 +89,7 @@ def load_dataset(args: StageArguments, split: str, kind: str):
             rows = load_rows(args.dataset_name, args.dataset_config, split)
         except DataError as error:
             raise RecipeError(f"`dataset_name`: {error}") from error
-        if args.task is not None:
+        if args.task:
             convert = getattr(_task(args.task), kind)
             keywords = {} if args.system_prompt is None else {"system_prompt": args.system_prompt}
             try:
@@ -125,7 +129,7 @@ def load_config(model_args, trust_remote_code: bool):
         raise RecipeError(f"`model_name_or_path: {name}`: {error}") from error
 
 
-def load_tokenizer(model_args, trust_remote_code: bool):
+def load_tokenizer(model_args, config, trust_remote_code: bool):
     """The tokenizer, with a padding token that is not the end of sequence where the vocabulary has one to offer."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -137,6 +141,11 @@ def load_tokenizer(model_args, trust_remote_code: bool):
         )
     except (OSError, ValueError) as error:
         raise RecipeError(f"`model_name_or_path: {model_args.model_name_or_path}`: no tokenizer: {error}") from error
+    if len(tokenizer) > config.vocab_size:
+        raise RecipeError(
+            f"the tokenizer has {len(tokenizer)} tokens, but the model's config `vocab_size: {config.vocab_size}`: "
+            "resize the model's embeddings, or use the tokenizer that belongs to it"
+        )
     if tokenizer.eos_token is None:
         raise RecipeError(
             "the tokenizer has no eos_token: the model could never stop; set it in tokenizer_config.json"
@@ -156,6 +165,10 @@ def load_tokenizer(model_args, trust_remote_code: bool):
 def load_model(model_args, training_args, config):
     """What to hand to the trainer: a name that it loads itself, or, for a directory that holds a config but no
     weights, a model initialised from the seed. Fills in `training_args.model_init_kwargs`."""
+    if model_args.dtype == "bfloat16" and not model_args.use_peft and training_args.deepspeed_plugin is None:
+        log.warning(
+            "`dtype: bfloat16`: updates below 1/256 of a weight are lost; `dtype: float32` with `bf16` keeps them"
+        )
     folder = Path(model_args.model_name_or_path)
     weights = ["*.safetensors", "pytorch_model*.bin", "adapter_config.json"]
     if not folder.is_dir() or any(next(folder.glob(pattern), None) for pattern in weights):
@@ -208,6 +221,25 @@ def resume_point(training_args) -> str | None:
     return wish
 
 
+def finished(training_args, resume_from: str | None) -> dict[str, float] | None:
+    """The metrics of the run, if its last step and its final save lie behind us; None if there is work left.
+
+    The trainer cannot be asked: resumed at its last step, it takes one more.
+    """
+    results = Path(training_args.output_dir) / "all_results.json"
+    if resume_from is None or not results.exists():
+        return None
+    state = TrainerState.load_from_json(os.path.join(resume_from, "trainer_state.json"))
+    if training_args.max_steps > 0:
+        left = training_args.max_steps - state.global_step
+    else:
+        left = training_args.num_train_epochs - state.epoch
+    if left > 0:
+        return None
+    log.info("finished at step %d: nothing to do; `resume_from_checkpoint: false` starts over", state.global_step)
+    return json.loads(results.read_text(encoding="utf-8"))
+
+
 def train(trainer, args: StageArguments, stage: str, resume_from: str | None) -> dict[str, float]:
     """Run the trainer with the callbacks of every stage, evaluate if the recipe says so, and save.
 
@@ -225,6 +257,8 @@ def train(trainer, args: StageArguments, stage: str, resume_from: str | None) ->
     if training_args.eval_strategy != "no":
         metrics |= trainer.evaluate()
     save(trainer, args, stage)
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
     trainer.save_metrics("all", metrics, combined=False)
     trainer.save_state()
     log.info("done: %s", output_dir)
