@@ -1,0 +1,1 @@
+"""What is asked: datasets with `prompt` and `solution`, one task a module."""
