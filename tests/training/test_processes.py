@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers import AutoModelForCausalLM
 
 from .conftest import argv, assert_same_weights
 
 ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "recipes" / "accelerate"
 pytestmark = pytest.mark.slow
 
 
@@ -22,7 +24,7 @@ def launch(config, stage, words):
         "-m",
         "accelerate.commands.launch",
         "--config_file",
-        f"recipes/accelerate/{config}.yaml",
+        str(config),
     ]
     ended = subprocess.run(
         [*command, "--main_process_port", "0", "-m", f"r1llama.training.{stage}", *words],
@@ -43,7 +45,7 @@ def test_two_processes_train_and_resume_exactly(config, stage, request, tmp_path
     recipe = request.getfixturevalue(f"{stage}_recipe")
     changes = {"save_steps": 2, "bf16": config.startswith("zero3"), "per_device_train_batch_size": 4}
     words = argv(recipe, tmp_path / "r.yaml", **changes)
-    launch(config, stage, words)
+    launch(CONFIGS / f"{config}.yaml", stage, words)
     out, resumed = tmp_path / "out", tmp_path / "resumed"
     AutoModelForCausalLM.from_pretrained(out)
 
@@ -51,19 +53,29 @@ def test_two_processes_train_and_resume_exactly(config, stage, request, tmp_path
     for name in ("checkpoint-2", "checkpoint-4"):
         shutil.copytree(out / name, resumed / name)
     (resumed / "checkpoint-4" / "scheduler.pt").unlink()
-    said = launch(config, stage, [*words, "--output_dir", str(resumed)])
+    said = launch(CONFIGS / f"{config}.yaml", stage, [*words, "--output_dir", str(resumed)])
     assert said.count("passed over checkpoint-4: scheduler.pt is missing") == 1  # one process speaks
     assert_same_weights(out, resumed)
+
+
+@pytest.mark.parametrize("config", ["fsdp2", "zero2"])
+def test_gpu_configs_on_two_cpu_processes(config, grpo_recipe, tmp_path):
+    """What the launch config says beside the machine works; how it runs on GPUs is for a machine that has them."""
+    changed = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
+    changed |= {"use_cpu": True, "num_processes": 2, "mixed_precision": "no"}
+    (tmp_path / "cpu.yaml").write_text(yaml.safe_dump(changed))
+    launch(tmp_path / "cpu.yaml", "grpo", argv(grpo_recipe, tmp_path / "r.yaml", max_steps=2))
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 
 def test_groups_are_counted_over_all_processes(grpo_recipe, tmp_path):
     """Six completions on each of two processes are three groups of four."""
     words = argv(grpo_recipe, tmp_path / "r.yaml", per_device_train_batch_size=6, max_steps=1)
-    launch("ddp_cpu2", "grpo", words)
+    launch(CONFIGS / "ddp_cpu2.yaml", "grpo", words)
 
 
 def test_a_refusal_is_said_once(grpo_recipe, tmp_path):
     words = argv(grpo_recipe, tmp_path / "r.yaml", num_generations=3)
     with pytest.raises(AssertionError) as failed:
-        launch("ddp_cpu2", "grpo", words)
+        launch(CONFIGS / "ddp_cpu2.yaml", "grpo", words)
     assert str(failed.value).count("r1llama: a batch of 16 completions") == 1

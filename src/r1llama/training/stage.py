@@ -300,6 +300,6 @@ def run(main) -> None:
     try:
         main(sys.argv[1:])
     except RecipeError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"r1llama: {error}", file=sys.stderr)
         sys.exit(2)
