@@ -10,26 +10,26 @@ run them on several processes.
 """
 
 import argparse
-import runpy
+import importlib
 import sys
 
-# command -> (module that is run with the rest of the line, what it does)
+# command -> (module whose `main(argv)` gets the rest of the line, what it does)
 COMMANDS = {
     "sft": ("r1llama.training.sft", "supervised fine-tuning from a recipe"),
     "grpo": ("r1llama.training.grpo", "reinforcement learning from a recipe"),
-    "evaluate": ("r1llama.evaluation", "score a model on a task"),
+    "evaluate": ("r1llama.evaluation.command", "score a model on problems"),
     "rewards": ("r1llama.rewards.command", "list, try and attack reward functions"),
 }
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run one command as `python -m` runs its module, which is imported only now.
+def main(argv: list[str] | None = None) -> int:
+    """Run one command, whose module is imported only now.
 
     Args:
         argv: The command line without the program's name; None for `sys.argv`.
 
-    Raises:
-        SystemExit: With the command's exit status; 2 for a command line or a recipe that cannot work.
+    Returns:
+        The exit status: what the command returned if that is a number, 2 after a refusal, else 0.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="r1llama", description="Teach a Llama to reason.")
@@ -37,9 +37,16 @@ def main(argv: list[str] | None = None) -> None:
     for name, (_, purpose) in COMMANDS.items():
         subparsers.add_parser(name, help=purpose, add_help=False)  # the module parses the rest, `--help` included
     command = parser.parse_args(argv[:1]).command
-    sys.argv = [f"r1llama {command}", *argv[1:]]
-    runpy.run_module(COMMANDS[command][0], run_name="__main__")
+    try:
+        status = importlib.import_module(COMMANDS[command][0]).main(argv[1:])
+    except ValueError as error:
+        if not type(error).__module__.startswith("r1llama."):
+            raise
+        # A refusal (RecipeError, DataError): its message is written for the user.
+        print(f"r1llama: {error}", file=sys.stderr)
+        return 2
+    return status if isinstance(status, int) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
