@@ -43,7 +43,12 @@ def test_two_processes_train_and_resume_exactly(config, stage, request, tmp_path
     if config.startswith("zero3"):
         pytest.importorskip("deepspeed")
     recipe = request.getfixturevalue(f"{stage}_recipe")
-    changes = {"save_steps": 2, "bf16": config.startswith("zero3"), "per_device_train_batch_size": 4}
+    changes = {
+        "save_steps": 2,
+        "log_completions_steps": 2,
+        "bf16": config.startswith("zero3"),
+        "per_device_train_batch_size": 4,
+    }
     words = argv(recipe, tmp_path / "r.yaml", **changes)
     launch(CONFIGS / f"{config}.yaml", stage, words)
     out, resumed = tmp_path / "out", tmp_path / "resumed"

@@ -64,6 +64,8 @@ def test_resumed_equals_uninterrupted(stage, tmp_path, caplog):
         copy = shutil.copytree if name.startswith("c") else shutil.copy
         copy(tmp_path / "out" / name, interrupted / name)
     (interrupted / "checkpoint-4" / "optimizer.pt").write_bytes(b"half")
+    with open(interrupted / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "lo')
 
     caplog.set_level("INFO", logger="r1llama")
     main(argv(recipe, tmp_path / "r.yaml", save_steps=2, output_dir=str(interrupted)))
@@ -178,6 +180,13 @@ def test_adapters_train_on_a_stock_llama(grpo_recipe, tmp_path):
     )
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert any("lora" in name for name, _ in model.named_parameters())
+
+
+def test_a_reference_model_is_a_copy_of_the_start(grpo_recipe, tmp_path):
+    grpo.main(argv(grpo_recipe, tmp_path / "r.yaml", beta=0.1, max_steps=2))
+    logs = json_lines(tmp_path / "out" / "metrics.jsonl")
+    assert logs[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert logs[1]["kl"] > 0
 
 
 def test_chat_rows_and_a_system_prompt(grpo_recipe, tmp_path):

@@ -53,7 +53,8 @@ def load_rows(name: str, config: str | None = None, split: str = "train") -> Dat
         for file in [path] if path.is_file() else sorted(path.glob("**/*.jsonl")):
             if file.suffix == ".jsonl":
                 _find_bad_line(file)
-        raise DataError(f"{name}, split `{split}`: {error.__cause__ or error}") from error
+        cure = "" if path.exists() else ". A local file or directory needs no network"
+        raise DataError(f"{name}, split `{split}`: {error.__cause__ or error}{cure}") from error
     return rows
 
 

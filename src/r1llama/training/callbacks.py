@@ -62,12 +62,19 @@ class _JsonLines(TrainerCallback):
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
-        self.path.write_text("".join(line + "\n" for line in kept if state.global_step), encoding="utf-8")
+        kept = [line for line in lines if state.global_step and self._step(line) <= state.global_step]
+        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    @staticmethod
+    def _step(line: str) -> float:
+        try:
+            return json.loads(line)["step"]
+        except json.JSONDecodeError:  # the run ended while writing it
+            return math.inf
 
     def append(self, rows: list[dict]) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.writelines(json.dumps(row, ensure_ascii=False, default=float) + "\n" for row in rows)
 
 
 class MetricsFile(_JsonLines):

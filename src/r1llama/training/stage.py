@@ -126,7 +126,7 @@ def load_config(model_args, trust_remote_code: bool):
             name, revision=model_args.model_revision, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise RecipeError(f"`model_name_or_path: {name}`: {error}") from error
+        raise RecipeError(f"`model_name_or_path: {name}`: {error} A local directory needs no network.") from error
 
 
 def load_tokenizer(model_args, config, trust_remote_code: bool):
