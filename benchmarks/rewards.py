@@ -9,6 +9,7 @@ Prints two tables and writes JSON:
 
 import argparse
 import json
+import logging
 import multiprocessing
 import os
 import pathlib
@@ -25,7 +26,7 @@ WALL = 20.0  # seconds after which a peer that hangs on one case is killed
 
 
 def gsm8k_like(n: int, seed: int = 0) -> tuple[list[str], list[str]]:
-    """Return completions and golds: a worked solution of some lines, ending in the ways models end; a third is wrong."""
+    """Return completions and golds: worked solutions that end in the ways models end; a third is wrong."""
     draw = random.Random(seed)
     names, things = ["Natalia", "Tom", "Weng", "Julie", "Ali"], ["clips", "apples", "pages", "dollars", "miles"]
     endings = [
@@ -91,15 +92,17 @@ def math_verify_grader(completions: list[str], golds: list[str]) -> list[float |
     return [float(verify(parse(gold), parse(text))) for text, gold in zip(completions, golds, strict=True)]
 
 
-def rate(grade, completions: list[str], golds: list[str], repeats: int) -> tuple[float, float]:
-    """Return samples per second (median of `repeats`) and the share graded as it is meant."""
-    seconds, values = [], []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        values = grade(completions, golds)
-        seconds.append(time.perf_counter() - start)
-    meant = [float(i % 3 != 0) for i in range(len(values))]
-    return len(values) / statistics.median(seconds), statistics.mean(v == m for v, m in zip(values, meant, strict=True))
+def rates(graders, rounds: int) -> list[tuple[float, float]]:
+    """Return samples per second (median over `rounds`, taken in turns) and the share graded as it is meant."""
+    speeds: list[list[float]] = [[] for _ in graders]
+    right = [0.0] * len(graders)
+    for _ in range(rounds):
+        for i, (_, grade, (completions, golds)) in enumerate(graders):
+            start = time.perf_counter()
+            values = grade(completions, golds)
+            speeds[i].append(len(values) / (time.perf_counter() - start))
+            right[i] = statistics.mean(v == float(row % 3 != 0) for row, v in enumerate(values))
+    return [(statistics.median(s), r) for s, r in zip(speeds, right, strict=True)]
 
 
 def uncached(workers: int):
@@ -115,6 +118,7 @@ def uncached(workers: int):
 
 
 def _serve(grader, connection) -> None:
+    logging.disable(logging.CRITICAL)  # math-verify logs whole completions
     while True:
         text, gold = connection.recv()
         try:
@@ -175,28 +179,28 @@ def soundness(grader, cases: list[dict]) -> dict[str, float | int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=10_000, help="GSM8K-like completions for our reward")
-    parser.add_argument("--peer-samples", type=int, default=1_000, help="of these, for the slower peers")
-    parser.add_argument("--latex-samples", type=int, default=600)
+    parser.add_argument("--peer-samples", type=int, default=500, help="of these, for the slower peers")
+    parser.add_argument("--latex-samples", type=int, default=400)
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/benchmarks/rewards.json"))
     args = parser.parse_args()
 
     report: dict = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
-    rows = []
+    rows: list[tuple] = []
     numbers, latex = gsm8k_like(args.samples), latex_like(args.latex_samples)
     some = tuple(part[: args.peer_samples] for part in numbers)
     math_verify_grader(*(part[:5] for part in latex))  # warm
     trl_grader(*(part[:5] for part in latex))
-    for kind, name, grade, data, repeats in (
-        ("numbers", "r1llama", uncached(2), numbers, 3),
-        ("numbers", "TRL", trl_grader, some, 1),
-        ("numbers", "math-verify", math_verify_grader, some, 1),
-        ("latex", "r1llama, 2 workers", uncached(2), latex, 1),
-        ("latex", "TRL", trl_grader, latex, 1),
-        ("latex", "math-verify", math_verify_grader, latex, 1),
-    ):
-        speed, right = rate(grade, *data, repeats)
-        report.setdefault("throughput", []).append({"kind": kind, "grader": name, "per_second": speed, "as_meant": right})
-        rows.append((kind, name, len(data[0]), f"{speed:,.0f}", f"{right:.3f}"))
+    groups = (
+        ("numbers", 3, [("r1llama", uncached(2), numbers), ("TRL", trl_grader, some),
+                        ("math-verify", math_verify_grader, some)]),
+        ("latex", 1, [("r1llama, 2 workers", uncached(2), latex), ("TRL", trl_grader, latex),
+                      ("math-verify", math_verify_grader, latex)]),
+    )  # fmt: skip
+    for kind, rounds, graders in groups:
+        for (name, _, data), (speed, right) in zip(graders, rates(graders, rounds), strict=True):
+            entry = {"kind": kind, "grader": name, "per_second": speed, "as_meant": right}
+            report.setdefault("throughput", []).append(entry)
+            rows.append((kind, name, len(data[0]), f"{speed:,.0f}", f"{right:.3f}"))
     print(table(("answers", "grader", "samples", "per second", "as meant"), rows), end="\n\n")
     speeds = {(r["kind"], r["grader"].split(",")[0]): r["per_second"] for r in report["throughput"]}
     for kind in ("numbers", "latex"):

@@ -1,15 +1,26 @@
 """The contract with TRL: signature, types, names, pickling, and what is refused before training starts."""
 
+import pathlib
 import pickle
 import subprocess
 import sys
 
 import pytest
 
-from r1llama.rewards import accuracy_reward, extract_answer, format_reward, get_reward, required_columns
+import r1llama.rewards
+from r1llama.rewards import (
+    AsyncCodeReward,
+    accuracy_reward,
+    extract_answer,
+    format_reward,
+    get_reward,
+    required_columns,
+)
 
 
-@pytest.mark.parametrize("gold, answer", [("1,080", "1080"), ("-5", "-5"), ("18", "$18.00"), ("bla\n#### 72", "72")])
+@pytest.mark.parametrize(
+    ("gold", "answer"), [("1,080", "1080"), ("-5", "-5"), ("18", "$18.00"), ("bla\n#### 72", "72")]
+)
 def test_gsm8k_golds(gold, answer):
     assert accuracy_reward([f"The answer is {answer}."], solution=[gold]) == [1.0]
     assert accuracy_reward(["The answer is 7."], solution=[gold]) == [0.0]
@@ -51,6 +62,27 @@ def test_pickling_changes_nothing():
     assert again.__name__ == "accuracy_reward"
 
 
-def test_import_is_light():
-    heavy = "import sys, r1llama.rewards; sys.exit(any(m in sys.modules for m in ('torch', 'sympy', 'trl', 'numpy')))"
-    assert subprocess.run([sys.executable, "-c", heavy], check=False).returncode == 0
+def test_the_room_alone_is_light():
+    """Loaded as a package of its own, as the worker does, so that only this folder's imports count."""
+    folder = pathlib.Path(r1llama.rewards.__file__).parent
+    code = f"""
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("room", r"{folder / "__init__.py"}", submodule_search_locations=[r"{folder}"])
+module = importlib.util.module_from_spec(spec)
+sys.modules["room"] = module
+spec.loader.exec_module(module)
+sys.exit(any(m in sys.modules for m in ("torch", "transformers", "trl", "sympy", "math_verify", "numpy", "r1llama")))
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_trl_sees_names_and_which_rewards_wait():
+    utils = pytest.importorskip("trl.trainer.utils")
+    assert utils.get_callable_name(accuracy_reward) == "accuracy_reward"
+    assert not utils.is_async_callable(accuracy_reward)
+    assert utils.is_async_callable(AsyncCodeReward(unsafe=True))
+
+
+def test_a_mapping_of_a_known_class_is_named_by_its_parameters():
+    assert get_reward({"name": "accuracy", "mode": "strict"}).__name__ == "strict_accuracy_reward"
+    assert get_reward({"name": "format", "tags": ["reasoning", "answer"]}).__name__ == "reasoning_format_reward"

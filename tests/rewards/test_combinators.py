@@ -14,7 +14,6 @@ WRONG = "<think>a</think><answer>41</answer>"
 BARE = "42"
 
 
-
 class Table:
     """A reward that looks values up."""
 

@@ -47,7 +47,13 @@ def test_score_names_a_missing_column(tmp_path, capsys):
 
 
 def case(**more):
-    return {"reward": "accuracy", "completion": "The answer is 42.", "columns": {"solution": "42"}, "expect": 1.0, **more}
+    return {
+        "reward": "accuracy",
+        "completion": "The answer is 42.",
+        "columns": {"solution": "42"},
+        "expect": 1.0,
+        **more,
+    }
 
 
 @pytest.mark.parametrize(("expect", "status"), [(1.0, 0), (0.0, 1), (None, 1)])

@@ -15,7 +15,10 @@ from r1llama.rewards.length import (
 
 trl = pytest.importorskip("trl.rewards")
 
-BOXED = [[{"role": "assistant", "content": rf"Thus \boxed{{{value}}}"}] for value in (r"\frac{1}{3}", r"\frac{1}{2}", "7", "x+1")]
+BOXED = [
+    [{"role": "assistant", "content": rf"Thus \boxed{{{value}}}"}]
+    for value in (r"\frac{1}{3}", r"\frac{1}{2}", "7", "x+1")
+]
 SOLUTION = [r"\frac{1}{3}", r"\frac{1}{3}", "7", "$1+x$"]
 IDS = [[1, 2, 3] * 7, list(range(40)), [5] * 90, [5] * 101]
 
@@ -25,7 +28,10 @@ def test_accuracy_as_in_trl():
 
 
 def test_think_format_as_in_trl():
-    good = [[{"role": "assistant", "content": "<think>\nreasons\n</think>"}], [{"role": "assistant", "content": "reasons"}]]
+    good = [
+        [{"role": "assistant", "content": "<think>\nreasons\n</think>"}],
+        [{"role": "assistant", "content": "reasons"}],
+    ]
     assert get_reward("think_format")(good) == trl.think_format_reward(good)
 
 

@@ -7,7 +7,7 @@ from r1llama.rewards.language import LanguageConsistencyReward, by_words
 
 TEXTS = {
     "en": "First we count the apples that Tom has. Then we add the three that he buys, so there are seven of them.",
-    "de": "Zuerst zählen wir die Äpfel, die Tom hat. Dann kommen die drei dazu, also sind es zusammen sieben und nicht acht.",
+    "de": "Zuerst zählen wir die Äpfel, die Tom hat. Dann sind es mit den drei neuen sieben und nicht acht.",
     "fr": "Nous comptons les pommes que Tom a dans son panier. Donc il y a sept pommes, et pas une de plus.",
     "es": "Primero contamos las manzanas que tiene Tomás. Entonces son siete manzanas en total, y no hay más.",
     "it": "Prima contiamo le mele che Tom ha nel cesto. Quindi sono sette mele in tutto, e non una di più.",
@@ -69,6 +69,6 @@ def test_detectors():
 def test_py3langid_decides_what_words_leave_open():
     pytest.importorskip("py3langid")
     reward = LanguageConsistencyReward("py3langid")
-    finnish = "<think>Ensin laskemme omenat ja sitten lisäämme kolme omenaa koriin, joten niitä on yhteensä seitsemän.</think>"
+    finnish = "<think>Ensin laskemme omenat ja sitten lisäämme kolme omenaa koriin, joten niitä on seitsemän.</think>"
     assert reward([finnish], prompts=[TEXTS["en"]])[0] < 0.2
     assert reward([finnish], prompts=["Kuinka monta omenaa Tomilla on, jos hän ostaa kolme omenaa lisää?"])[0] > 0.8

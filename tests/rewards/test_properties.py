@@ -16,6 +16,7 @@ from r1llama.rewards.audit import load_cases
 from r1llama.rewards.numeric import parse_number
 from r1llama.rewards.statements import number_from_words
 
+# ruff: noqa: E501
 ANY = st.text(st.characters(codec=None), max_size=300)  # surrogates too
 PIECES = st.lists(
     st.sampled_from(
@@ -68,7 +69,10 @@ def test_extraction_either_finds_or_says_why(text):
 
 
 @settings(max_examples=150, deadline=None)
-@given(value=st.integers(-(10**12), 10**12), shape=st.sampled_from(["{}", "{:,}", "${}", "{}.0", "{}.", "{} apples", "\\boxed{{{}}}"]))
+@given(
+    value=st.integers(-(10**12), 10**12),
+    shape=st.sampled_from(["{}", "{:,}", "${}", "{}.0", "{}.", "{} apples", "\\boxed{{{}}}"]),
+)
 def test_every_spelling_of_an_integer_is_that_integer(value, shape):
     written = shape.format(value)
     inner = written.removeprefix("\\boxed{").removesuffix("}") if "boxed" in written else written
@@ -81,7 +85,13 @@ def test_every_spelling_of_an_integer_is_that_integer(value, shape):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.recursive(st.integers(0, 99).map(str), lambda s: st.tuples(s, st.sampled_from("+-*"), s).map(lambda t: f"({t[0]}{t[1]}{t[2]})"), max_leaves=8))
+@given(
+    st.recursive(
+        st.integers(0, 99).map(str),
+        lambda s: st.tuples(s, st.sampled_from("+-*"), s).map(lambda t: f"({t[0]}{t[1]}{t[2]})"),
+        max_leaves=8,
+    )
+)
 def test_arithmetic_agrees_with_python(expression):
     result = evaluate(expression)
     assert result is not None
@@ -95,7 +105,7 @@ def test_number_words(value):
 
 
 def in_words(n):
-    small = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()  # noqa: E501, SIM905
+    small = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()  # noqa: SIM905
     tens = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa: SIM905
     if n < 20:
         return small[n]
@@ -134,7 +144,7 @@ def test_threads_change_nothing():
 def test_processes_change_nothing():
     cases = some_cases()[:60]
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(pickle.loads(pickle.dumps(get_reward("accuracy"))), ([c["completion"] for c in cases], [c["columns"]["solution"] for c in cases])) == values_of(cases)  # fmt: skip  # noqa: E501
+        assert pool.apply(pickle.loads(pickle.dumps(get_reward("accuracy"))), ([c["completion"] for c in cases], [c["columns"]["solution"] for c in cases])) == values_of(cases)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REWARDS)

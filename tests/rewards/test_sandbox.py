@@ -47,6 +47,7 @@ def secret(tmp_path_factory):
     return path
 
 
+# ruff: noqa: E501
 ESCAPES = {
     "fork bomb": "import os\nwhile True: os.fork()",
     "fork once": "import os\nif os.fork() == 0: os._exit(0)\nprint('escaped')",
@@ -92,8 +93,8 @@ ESCAPES = {
 @pytest.mark.parametrize("name", ESCAPES)
 def test_no_escape(run, name):
     start, threads = time.monotonic(), threading.active_count()
-    result = run(ESCAPES[name], timeout=1.5)
-    assert time.monotonic() - start < 3.0
+    result = run(ESCAPES[name], timeout=1.0)
+    assert time.monotonic() - start < 2.5
     assert "escaped" not in result.output
     assert len(result.output) <= 100_000
     assert threading.active_count() == threads
@@ -133,7 +134,9 @@ def test_code_reward_pays_per_test():
 
 
 def test_code_reward_calls_functions_and_compares_outside():
-    info = {"test_cases": [{"fn_name": "f", "input": "[2]", "output": "4"}, {"fn_name": "f", "input": [3], "output": 9}]}
+    info = {
+        "test_cases": [{"fn_name": "f", "input": "[2]", "output": "4"}, {"fn_name": "f", "input": [3], "output": 9}]
+    }
     right = "```python\ndef f(x):\n    return x * x\n```"
     fake = "```python\nclass Same:\n    __eq__ = lambda a, b: True\ndef f(x):\n    return Same()\n```"
     leave = "```python\nimport os\ndef f(x):\n    os._exit(0)\n```"

@@ -17,7 +17,13 @@ def entry(name, answer, **metadata):
 
 def test_oracle_answers():
     row = entry("chain_sum", "42")
-    texts = ["<answer>42</answer>", "<think>x</think>42", "<answer>42 43</answer>", "<answer>142</answer>", "<think>42"]
+    texts = [
+        "<answer>42</answer>",
+        "<think>x</think>42",
+        "<answer>42 43</answer>",
+        "<answer>142</answer>",
+        "<think>42",
+    ]
     assert score(texts, [row] * 5) == [1.0, 1.0, 0.0, 0.0, 0.0]
     assert score(["<answer>42</answer>"], [json.dumps(row)]) == [1.0]
 
@@ -26,7 +32,10 @@ def test_scorers_that_run_or_pay_anything_are_not_asked():
     countdown = entry("countdown", "1+2", numbers=[1, 2], target=3)
     run = "<answer>__import__('os').abort()</answer>"
     assert score([run, "<answer>2+1</answer>", "<answer>3</answer>"], [countdown] * 3) == [0.0, 1.0, 0.0]
-    assert score([run, "<answer>8/(3-8/3)</answer>"], [entry("puzzle24", None, numbers=[3, 3, 8, 8])] * 2) == [0.0, 1.0]
+    assert score([run, "<answer>8/(3-8/3)</answer>"], [entry("puzzle24", None, numbers=[3, 3, 8, 8])] * 2) == [
+        0.0,
+        1.0,
+    ]
     assert score(["<answer>anything</answer>"], [entry("game_of_life_halting", "True")]) == [0.0]
     assert score(["<answer>text</answer>"], [entry("prime_factorization", "2 × 3")]) == [0.0]
     assert score(["<answer>x</answer>"], [entry("unknown_task", None)]) == [None]

@@ -11,6 +11,7 @@ from .grading import Verdict, compare, gold_value, names_several, percent_expect
 from .numeric import parse_number
 from .text import Completion, aligned, completion_text, is_prefilled, prompt_text
 
+
 class Grade(NamedTuple):
     """How one completion was judged: `reward` is 1.0, 0.0 or None, `reason` a code, `milliseconds` of wall clock."""
 

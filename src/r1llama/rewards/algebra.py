@@ -6,6 +6,7 @@ comparison; workers that die are replaced; a forked child of this process starts
 """
 
 import atexit
+import contextlib
 import json
 import os
 import pathlib
@@ -45,7 +46,8 @@ class _Worker:
             env=environment,
             start_new_session=True,  # an interrupt at the keyboard is not for the workers, and killpg gets all of one
         )
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.requests, self.replies = self.process.stdin.fileno(), self.process.stdout.fileno()
         self.child: int | None = None  # the process that answers, once it has said so
         self._buffer = b""
@@ -66,22 +68,16 @@ class _Worker:
         """Kill the answering process; its parent forks the next one."""
         if self.child is not None:
             child, self.child = self.child, None
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
 
     def close(self) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
         for pipe in (self.process.stdin, self.process.stdout):
-            try:
+            with contextlib.suppress(OSError):
                 if pipe:
                     pipe.close()
-            except OSError:
-                pass
         self.process.wait()
 
 
@@ -165,9 +161,7 @@ def _risk(pair: tuple[str, str]) -> int:
     return len(pair[0]) + 50 * len(re.findall(r"[\^!]|\\(?:int|sum|prod|binom|log)", pair[0]))
 
 
-def compare(
-    pairs: Sequence[tuple[str, str]], timeout: float = TIMEOUT, workers: int | None = None
-) -> list[Verdict]:
+def compare(pairs: Sequence[tuple[str, str]], timeout: float = TIMEOUT, workers: int | None = None) -> list[Verdict]:
     """Compare (answer, gold) pairs by algebra.
 
     Args:
@@ -235,11 +229,11 @@ class _Batch:
                 self._drop(worker)
                 self.pool.release(worker)
         while len(self.workers) < min(self.pool.size, len(self.queue) + len(self.busy)):
-            worker = self.pool.acquire(None if self.workers else self.deadline)
-            if worker is None:
+            lent = self.pool.acquire(None if self.workers else self.deadline)
+            if lent is None:
                 return
-            self.workers.add(worker)
-            self.selector.register(worker.replies, selectors.EVENT_READ, worker)
+            self.workers.add(lent)
+            self.selector.register(lent.replies, selectors.EVENT_READ, lent)
 
     def _drop(self, worker: _Worker) -> None:
         self.workers.discard(worker)

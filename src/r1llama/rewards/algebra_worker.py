@@ -27,7 +27,8 @@ def load_room():
     spec = importlib.util.spec_from_file_location(
         "r1llama_rewards", here / "__init__.py", submodule_search_locations=[str(here)]
     )
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["r1llama_rewards"] = module
     spec.loader.exec_module(module)

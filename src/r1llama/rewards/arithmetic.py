@@ -33,7 +33,8 @@ def _tokens(text: str) -> list[str] | None:
             text = _FRACTION.sub(r"((\1)/(\2))", text)
         names = {"\\times": "*", "\\cdot": "*", "\\ast": "*", "\\div": "/"}
         text = _COMMANDS.sub(lambda m: names.get(m[0], " "), text)
-    found, position, text = [], 0, text.strip()
+    found: list[str] = []
+    position, text = 0, text.strip()
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None or len(found) >= MAX_TOKENS or len(match[1] or "") > MAX_DIGITS:

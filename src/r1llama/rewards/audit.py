@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """"ok", "false positive" (too much), "false negative" (too little, or None for a value) or "error"."""
+        """ "ok", "false positive" (too much), "false negative" (too little, or None for a value) or "error"."""
         expected = self.case["expect"]
         if isinstance(self.value, str):
             return "error"
@@ -79,6 +79,7 @@ def run_cases(cases: Iterable[dict[str, Any]]) -> list[Outcome]:
         if "prompt" in case:
             arguments["prompts"] = [case["prompt"]]
         start = time.perf_counter()
+        value: float | str | None
         try:
             (value,) = evaluate(rewards[key], {"completions": [case["completion"]], **arguments})
         except Exception as error:  # a reward never raises on text; here it is a finding, not a crash

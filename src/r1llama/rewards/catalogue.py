@@ -81,8 +81,8 @@ def get_reward(spec: str | Mapping[str, Any] | Reward) -> Reward:
     else:
         raise TypeError(f"a reward is a name, a mapping or a callable, not {type(spec).__name__}")
 
-    target = lookup(name)
-    if inspect.isclass(target):
+    target: Any = lookup(name)
+    if isinstance(target, type):
         return target(**parameters)
     if parameters:
         raise TypeError(f"the reward {name!r} takes no parameters; got {sorted(parameters)}")

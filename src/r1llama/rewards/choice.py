@@ -22,8 +22,8 @@ _ANNOUNCED = re.compile(
 def chosen_option(answer: Answer, text: str) -> str | None:
     """Return the capital letter that an answer chooses, or None where it chooses none or several."""
     if answer.value is None:
-        match = _ANNOUNCED.findall(text) if answer.reason == "no_answer" else []
-        return match[0].upper() if len(match) == 1 else None
+        letters = _ANNOUNCED.findall(text) if answer.reason == "no_answer" else []
+        return letters[0].upper() if len(letters) == 1 else None
     value = strip_latex(answer.value.replace("**", "")).strip(" .\n\"'$")
     if not value.isascii() and re.match(r"\(?[^\x00-\x7f]", value):
         return None  # homoglyphs are no letters of the alphabet
@@ -42,7 +42,7 @@ def multiple_choice_reward(
     prompts: Sequence[Completion] | None = None,
     **kwargs,
 ) -> list[float | None]:
-    """1.0 for the right letter ("B", "(B)", "B. Paris"), 0.0 for another or several, None when the gold is no letter."""
+    """1.0 for the right letter ("B", "(B)", "B. Paris"), 0.0 for another or several, None if the gold is no letter."""
     rewards: list[float | None] = []
     for completion, cell, prompt in zip(completions, solution, aligned(prompts, len(completions)), strict=True):
         gold = plain_text(gold_value(cell)).upper()

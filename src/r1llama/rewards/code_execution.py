@@ -1,6 +1,7 @@
 """Code rewards: the share of hidden tests that a model's Python program passes, in the sandbox."""
 
 import asyncio
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -81,28 +82,30 @@ class CodeReward:
             passed[i].append(right)
             statuses[i].append(status)
         rewards: list[float | None] = []
-        for cases, right in zip(tests, passed, strict=True):
-            share = sum(right) / len(cases) if cases else None
+        for cases, results in zip(tests, passed, strict=True):
+            share = sum(results) / len(cases) if cases else None
             rewards.append(share if share is None or self.partial else float(share == 1.0))
         name = self.__name__.removesuffix("_reward")
         if log_extra is not None:
-            log_extra(f"{name}/status", [" ".join(s) if p.strip() else "no_code" for p, s in zip(programs, statuses, strict=True)])
+            log_extra(
+                f"{name}/status",
+                [" ".join(s) if p.strip() else "no_code" for p, s in zip(programs, statuses, strict=True)],
+            )
         if log_metric is not None:
             log_metric(f"{name}/no_code_rate", sum(not p.strip() for p in programs) / max(1, len(programs)))
             log_metric(f"{name}/timeout_rate", sum(s == "timeout" for _, s in outcomes) / max(1, len(outcomes)))
         return rewards
 
     def _tests(self, info: Mapping[str, Any] | str | None) -> list[Mapping[str, Any]]:
-        if isinstance(info, str):
-            info = json.loads(info)
-        if not info:
+        known = json.loads(info) if isinstance(info, str) else info
+        if not known:
             return []
-        if info.get("language", "python") != "python":
-            raise ValueError(f"code rewards run Python, not {info['language']!r}: filter the dataset")
-        return list(info.get("test_cases") or [])[: self.max_tests]
+        if known.get("language", "python") != "python":
+            raise ValueError(f"code rewards run Python, not {known['language']!r}: filter the dataset")
+        return list(known.get("test_cases") or [])[: self.max_tests]
 
     def _passes(self, program: str, test: Mapping[str, Any]) -> tuple[bool, str]:
-        limits = {"timeout": self.timeout, "memory": self.memory, "unsafe": self.unsafe}
+        limits: dict[str, Any] = {"timeout": self.timeout, "memory": self.memory, "unsafe": self.unsafe}
         if test.get("fn_name"):
             given = test["input"]
             arguments = json.loads(given) if isinstance(given, str) else given
@@ -120,10 +123,8 @@ def _same_value(output: str, expected: Any) -> bool:
     except ValueError:
         return False
     if isinstance(expected, str):
-        try:
+        with contextlib.suppress(ValueError):  # a bare word is the expected string itself
             expected = json.loads(expected)
-        except ValueError:
-            pass  # a bare word is the expected string itself
     return type(got) is type(expected) and got == expected
 
 
@@ -146,7 +147,10 @@ class CodeFormatReward:
     ) -> list[float | None]:
         formats = format_reward(completions, prompts=prompts)
         texts = [completion_text(c).rpartition("<answer>")[2].partition("</answer>")[0] for c in completions]
-        return [float(bool(f) and extract_code(t.strip() + "\n").strip() != "") for f, t in zip(formats, texts, strict=True)]
+        return [
+            float(bool(f) and extract_code(t.strip() + "\n").strip() != "")
+            for f, t in zip(formats, texts, strict=True)
+        ]
 
 
 code_format_reward = CodeFormatReward()

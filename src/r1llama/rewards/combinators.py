@@ -7,7 +7,7 @@ None if every part is.
 import asyncio
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .catalogue import Reward, get_reward, required_columns
@@ -23,7 +23,7 @@ def name_of(reward: Reward) -> str:
 
 def evaluate(reward: Reward, arguments: Mapping[str, Any]) -> list[float | None]:
     """Call a reward, waiting for it when it is asynchronous."""
-    values = reward(**arguments)
+    values: Any = reward(**arguments)
     if inspect.isawaitable(values):
 
         async def wait():
@@ -75,14 +75,12 @@ class WeightedReward(_Combined):
 
 
 class GatedReward(_Combined):
-    """`reward` where `gate` reaches `threshold`, else `closed`. Format gates accuracy: unformatted answers earn nothing.
+    """`reward` where `gate` reaches `threshold`, else `closed`: unformatted answers earn nothing.
 
-    A format reward that is added can be farmed alone, and destabilises length (open-instruct's finding); a gate cannot.
+    A format reward that is added can be farmed alone, and destabilises length (open-instruct's finding).
     """
 
-    def __init__(
-        self, reward: Spec, gate: Spec, threshold: float = 1.0, closed: float = 0.0, name: str | None = None
-    ):
+    def __init__(self, reward: Spec, gate: Spec, threshold: float = 1.0, closed: float = 0.0, name: str | None = None):
         super().__init__("", [reward, gate])
         self.__name__ = name or f"gated_{name_of(self.parts[0])}"
         self.threshold, self.closed = threshold, closed
@@ -153,7 +151,11 @@ class DispatchReward(_Combined):
     """
 
     def __init__(
-        self, rewards: Mapping[str, Spec], column: str = "source", default: Spec | None = None, name: str = "dispatch_reward"
+        self,
+        rewards: Mapping[str, Spec],
+        column: str = "source",
+        default: Spec | None = None,
+        name: str = "dispatch_reward",
     ):
         super().__init__(name, [*rewards.values(), *([] if default is None else [default])])
         self.column = column

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .audit import CORPUS, by_class, load_cases, run_cases
-from .catalogue import CATALOGUE, lookup, get_reward, required_columns
+from .catalogue import CATALOGUE, get_reward, lookup, required_columns
 from .combinators import evaluate, name_of
 
 
@@ -34,9 +34,9 @@ def list_rewards(args: argparse.Namespace) -> int:
     """Print every reward of the catalogue with its columns and what it does."""
     rows = []
     for name in sorted(CATALOGUE):
-        target = lookup(name)
+        target: Any = lookup(name)
         columns = "(takes parameters)"
-        if not inspect.isclass(target):
+        if not isinstance(target, type):
             columns = ", ".join(sorted(required_columns(target)))
         elif all(p.default is not p.empty for p in inspect.signature(target).parameters.values()):
             columns = ", ".join(sorted(required_columns(target())))
@@ -66,7 +66,7 @@ def score(args: argparse.Namespace) -> int:
     if "prompt" in columns:
         columns["prompts"] = columns.pop("prompt")
     results: list[dict[str, Any]] = [dict(row) for row in rows]
-    lines = []
+    lines: list[tuple] = []
     for text in args.reward:
         reward = get_reward(parse_spec(text))
         missing = required_columns(reward) - columns.keys()

@@ -26,7 +26,7 @@ DIFFERENCES = (
                "the question itself, echoed, would be right"),
     Difference("accuracy", "open-r1, TRL", "42 and 42 % differ, unless the prompt or the worked gold asks for percent",
                "there they are equal"),
-    Difference("accuracy", "open-r1, TRL", "(1,2), 1,2 and {1,2} differ as pair, list and set; a set is equal to a list",
+    Difference("accuracy", "open-r1, TRL", "a pair (1,2) is neither the list 1,2 nor the set {1,2}",
                "math-verify calls a pair and a list the same"),
     Difference("accuracy", "open-r1", "an unreadable gold gives None", "there it scores 1.0"),
     Difference("format", "open-r1", "white space around tags is free; second blocks, nesting, text outside and blocks "
@@ -36,7 +36,8 @@ DIFFERENCES = (
                "formats", "there an empty block and any text after it score 1.0"),
     Difference("tag_count", "open-r1", "line breaks around tags are free; tags out of order score 0.0",
                "there reversed tags score 1.0"),
-    Difference("reasoning_steps", "open-r1", "a step needs two words of its own", "there three empty bullets score 1.0"),
+    Difference("reasoning_steps", "open-r1", "a step needs two words of its own",
+               "there three empty bullets score 1.0"),
     Difference("len", "open-r1", "tokens, and per group of equal prompts; an unreadable gold gives None",
                "there characters, over the whole batch of different prompts"),
     Difference("cosine_scaled", "open-r1", "tokens, clamped at max_len; an unreadable gold gives None",

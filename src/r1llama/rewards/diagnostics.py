@@ -108,7 +108,9 @@ def diagnose(
     if level > 0:
         return [f"every reward is {level:g}: the task is solved or the reward is exploited; read some completions"]
     open_thoughts = _share(texts, lambda t: "</think>" not in t)
-    starts = any("<think>" in t for t in texts) or any(prompt_text(p).rstrip().endswith("<think>") for p in prompts or ())
+    starts = any("<think>" in t for t in texts) or any(
+        prompt_text(p).rstrip().endswith("<think>") for p in prompts or ()
+    )
     at_limit = 0.0
     if lengths and max_completion_length:
         at_limit = _share(lengths, lambda n: n >= max_completion_length)
@@ -132,7 +134,9 @@ def diagnose(
         (reason, count), *_ = Counter(reasons).most_common(1)
         if count / len(reasons) > 0.3:
             causes.append(f"{_percent(count / len(reasons))} of the verdicts are {reason!r}")
-    return causes or ["every reward is 0: the answers are well formed and wrong; start from easier prompts or from SFT"]
+    return causes or [
+        "every reward is 0: the answers are well formed and wrong; start from easier prompts or from SFT"
+    ]
 
 
 def _share(items: Sequence[Any], test: Callable[[Any], bool]) -> float:

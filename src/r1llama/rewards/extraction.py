@@ -7,10 +7,12 @@ section itself must be one bare value or one plain statement. Everything else fa
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 
 from .numeric import fold, parse_number
 from .phrases import (
+    ASCII_KEYWORDS,
     CONCLUSION,
     HEDGE_AFTER,
     HEDGE_BEFORE,
@@ -19,8 +21,8 @@ from .phrases import (
     NEGATED_AFTER,
     NEGATED_BEFORE,
     OPINION,
-    PHRASE,
     OTHER_ANSWER,
+    PHRASE,
     REPORTED,
     RETRACTION,
     SEVERAL,
@@ -140,15 +142,21 @@ def final_section(text: str, prefilled: bool = False) -> tuple[str | None, str]:
     return section, ""
 
 
+@lru_cache(maxsize=256)
+def _asked(prompt: str) -> tuple[str, frozenset[str]]:
+    return _BLANK_RUN.sub(" ", prompt).strip(), frozenset(
+        s for s in map(str.strip, prompt.splitlines()) if len(s) >= 20
+    )
+
+
 def _without_echo(section: str, prompt: str) -> str:
     # Only a passage of some length is an echo: "42" also occurs in many prompts.
     body = _BLANK_RUN.sub(" ", section).strip()
-    asked = _BLANK_RUN.sub(" ", prompt).strip()
+    asked, lines = _asked(prompt)
     if len(body) >= 20 and body in asked:
         return ""
     if len(asked) >= 20 and asked in body:
         return body.replace(asked, "\n")
-    lines = {line.strip() for line in prompt.splitlines() if len(line.strip()) >= 20}
     return "\n".join(line for line in section.splitlines() if line.strip() not in lines) if lines else section
 
 
@@ -164,7 +172,9 @@ def _marked(section: str) -> tuple[list[_Declaration], str]:
             return [], "malformed_tags"
         if [tag[0] for tag in tags] != ["<answer>", "</answer>"] * (len(tags) // 2):
             opened = sum(tag[0] == "<answer>" for tag in tags)
-            return [], "unfinished_answer" if 2 * opened > len(tags) and tags[-1][0] == "<answer>" else "malformed_tags"
+            return [], "unfinished_answer" if 2 * opened > len(tags) and tags[-1][
+                0
+            ] == "<answer>" else "malformed_tags"
         for opening, closing in zip(tags[0::2], tags[1::2], strict=True):
             inner = section[opening.end() : closing.start()]
             if not inner.strip():
@@ -186,7 +196,9 @@ def _boxes(section: str) -> tuple[list[_Declaration], str]:
         start = match.end()
         if not match[0].endswith("{"):  # \boxed 5, \boxed\frac12
             token = re.compile(r"[0-9]+|[A-Za-z]|\\[a-zA-Z]+(?:\{[^{}]*\})*").match(section, start)
-            found.append(_Declaration(token[0] if token else "", "boxed", match.start(), token.end() if token else start))
+            found.append(
+                _Declaration(token[0] if token else "", "boxed", match.start(), token.end() if token else start)
+            )
             position = start + 1
             continue
         end = closing_brace(section, start)
@@ -219,12 +231,13 @@ def closing_brace(text: str, start: int) -> int | None:
 def _with_phrases(section: str, declarations: list[_Declaration]) -> list[_Declaration]:
     """Add "the answer is ..." declarations that say something of their own."""
     lowered = section.lower()
-    first = min((at for at in map(lowered.find, KEYWORDS) if at >= 0), default=-1)
-    if first < 0:
+    keywords = ASCII_KEYWORDS if lowered.isascii() else KEYWORDS
+    found = [at for at in map(lowered.find, keywords) if at >= 0]
+    if not found:
         return declarations
     phrases = []
     # "final" may stand before the keyword; lower() may also have changed the length before it.
-    for match in islice(PHRASE.finditer(section, max(0, first - 40)), MAX_DECLARATIONS + 1):
+    for match in islice(PHRASE.finditer(section, max(0, min(found) - 40)), MAX_DECLARATIONS + 1):
         start = match.end()
         heading = _HEADING_END.match(section, start)
         if heading:  # the value is on the next line that is not empty
@@ -264,7 +277,9 @@ def _clause(tail: str) -> tuple[str, int]:
 
 def _agreed(section: str, declarations: list[_Declaration], several: bool) -> Answer:
     """Return the one answer that all declarations give, or the reason why they give none."""
-    leaves = [_resolve(d, several) for d in declarations if not _contains_other(d, declarations)]
+    leaves = [
+        _resolve(d, several) for d in declarations if len(declarations) == 1 or not _contains_other(d, declarations)
+    ]
     for declaration in declarations:
         reason = _context(section, declaration, several)
         if reason:
@@ -272,7 +287,7 @@ def _agreed(section: str, declarations: list[_Declaration], several: bool) -> An
     for leaf in leaves:
         if leaf.value is None:
             return leaf
-    if len({value_key(leaf.value or "") for leaf in leaves}) > 1:
+    if len(leaves) > 1 and len({value_key(leaf.value or "") for leaf in leaves}) > 1:
         return Answer(None, None, "contradictory")
     last = max(d.end for d in declarations)
     if RETRACTION.search(section, last):

@@ -33,7 +33,9 @@ class FormatReward:
     def __init__(self, tags: Sequence[str] = ("think", "answer"), prefilled: bool | None = None):
         self.tags = tuple(tags)
         self.prefilled = prefilled
-        self.__name__ = "format_reward" if self.tags[0] == "think" else f"{self.tags[0]}_format_reward"  # as TRL logs it
+        self.__name__ = (
+            "format_reward" if self.tags[0] == "think" else f"{self.tags[0]}_format_reward"
+        )  # as TRL logs it
         self._tag = _tag_pattern(self.tags)
         self._order = [tag for name in self.tags for tag in (f"<{name}>", f"</{name}>")]
 

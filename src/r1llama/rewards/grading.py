@@ -6,6 +6,7 @@ runs elsewhere (`algebra`). What algebra would get wrong or never finish is refu
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 from .extraction import closing_brace
@@ -49,6 +50,17 @@ def names_several(gold: str) -> bool:
     return not gold.isalnum() and (r"\pm" in gold or "±" in gold or shape_of(normalise(gold)).kind != "scalar")
 
 
+@lru_cache(maxsize=256)
+def asks_for_percent(prompt: str) -> bool:
+    """Tell whether a prompt asks for a percentage."""
+    if not _PERCENT_ASKED.search(prompt):
+        return False
+    asked = re.split(r"(?<=[.!?])\s+", prompt.strip())
+    return any(
+        _PERCENT_ASKED.search(s) and re.search(r"\b(?:what|which|how|find|as a)\b|[?？]$", s, re.I) for s in asked
+    )
+
+
 def percent_expected(solution: object, prompt: str = "") -> bool:
     """Tell whether 42 and 42 % are the same answer here, because a percentage was asked for.
 
@@ -57,10 +69,7 @@ def percent_expected(solution: object, prompt: str = "") -> bool:
     worked, hashes, gold = str(solution).rpartition("####")
     if hashes and "%" in worked and re.search(rf"(?<![\d.,]){re.escape(gold.strip())}\s*%", worked):
         return True
-    if not _PERCENT_ASKED.search(prompt):
-        return False
-    asked = re.split(r"(?<=[.!?])\s+", prompt.strip())
-    return any(_PERCENT_ASKED.search(s) and re.search(r"\b(?:what|which|how|find|as a)\b|[?？]$", s, re.I) for s in asked)
+    return bool(prompt) and asks_for_percent(prompt)
 
 
 def same_number(answer: Number, gold: Number, percent: bool = False) -> Verdict:
@@ -141,12 +150,16 @@ MAX_DEPTH = 25  # nested braces
 MAX_EXPONENT = 10_000
 MAX_FACTORIAL = 1_000
 _LETTER = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]")
-_ASSIGNMENT = re.compile(r"^\s*(?:[a-zA-Z](?:_\{?\w+\}?)?(?:\s*\([a-z]\))?|[A-Z]{2}|\\angle\s*\w+|\([a-z](?:\s*,\s*[a-z])+\))\s*(?:=|\\in(?![a-z]))\s*(?=[^=]+$)")
+_ASSIGNMENT = re.compile(
+    r"^\s*(?:[a-zA-Z](?:_\{?\w+\}?)?(?:\s*\([a-z]\))?|[A-Z]{2}|\\angle\s*\w+|\([a-z](?:\s*,\s*[a-z])+\))\s*(?:=|\\in(?![a-z]))\s*(?=[^=]+$)"
+)
 _RELATION = re.compile(r"=|<|>|\\(?:leq|geq|neq|ne|in|equiv|approx)(?![a-zA-Z])")
 _UNEVALUATED = re.compile(r"\\(?:int|sum|prod|lim|binom|dbinom|tbinom|det)(?![a-zA-Z])|\\frac\s*\{d\}")
 _ELLIPSIS = re.compile(r"\\[lcd]?dots|\.\.\.|…")
 _SUBSCRIPT = re.compile(r"_\s*\{?\s*(\w+)")
-_FORBIDDEN = re.compile(r"__|[\"`@;&#~\x00]|\\(?:def|let|input|include|write|read|openin|newcommand|phantom|llap|rlap)(?![a-z])")
+_FORBIDDEN = re.compile(
+    r"__|[\"`@;&#~\x00]|\\(?:def|let|input|include|write|read|openin|newcommand|phantom|llap|rlap)(?![a-z])"
+)
 _MATRIX = re.compile(r"\\begin\{[a-z]*matrix\}|\\begin\{array\}")
 
 
@@ -193,8 +206,10 @@ def unassigned(answer: str, gold: str) -> tuple[str, str]:
     return answer, gold
 
 
-_CONSTANTS = re.compile(r"\\(?:frac|sqrt|cdot|times|left|right|text|mathrm|begin|end|[pbv]?matrix|pi|infty|leq|geq|ln|log"
-                        r"|circ|sin|cos|tan|cot|sec|csc|exp|pm|cup|cap|emptyset|overline|bar|in|neq|binom|quad|over)$")  # fmt: skip
+_CONSTANTS = re.compile(
+    r"\\(?:frac|sqrt|cdot|times|left|right|text|mathrm|begin|end|[pbv]?matrix|pi|infty|leq|geq|ln|log|circ|sin|cos|tan"
+    r"|cot|sec|csc|exp|pm|cup|cap|emptyset|overline|bar|in|neq|binom|quad|over)$"
+)
 
 
 def _symbols(text: str) -> set[str]:
@@ -213,7 +228,9 @@ def too_large(text: str) -> bool:
         deepest = max(deepest, depth)
     if deepest > MAX_DEPTH:
         return True
-    if re.search(r"\^\s*\{?[^{}+\-*/ ]*\^\s*\{?[^{}+\-*/ ]*\^", text) or re.search(r"!\s*\)?\s*\}?\s*\^|!\s*\)\s*!|!!", text):
+    if re.search(r"\^\s*\{?[^{}+\-*/ ]*\^\s*\{?[^{}+\-*/ ]*\^", text) or re.search(
+        r"!\s*\)?\s*\}?\s*\^|!\s*\)\s*!|!!", text
+    ):
         return True
     exponents = re.findall(r"\^\s*(?:\{\s*-?\s*\(?(\d+)|-?(\d+))", text)
     if any(int((a or b)[:20]) > MAX_EXPONENT for a, b in exponents) or re.search(r"\)\s*!|\}\s*!", text):

@@ -45,7 +45,11 @@ class LengthReward:
     ) -> list[float | None]:
         correct = self.accuracy(completions, solution, prompts=prompts)
         lengths = lengths_of(completions, completion_ids)
-        keys = [json.dumps(p, sort_keys=True, default=str) for p in prompts] if prompts is not None else [""] * len(lengths)
+        keys = (
+            [json.dumps(p, sort_keys=True, default=str) for p in prompts]
+            if prompts is not None
+            else [""] * len(lengths)
+        )
         groups: dict[str, list[int]] = {}
         for key, length in zip(keys, lengths, strict=True):
             groups.setdefault(key, []).append(length)

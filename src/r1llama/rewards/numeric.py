@@ -7,6 +7,7 @@ is not certain is None, never a guess: `1,08,0`, `4²`, `42i`, `41 or 42` are no
 import re
 import unicodedata
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 from .units import CURRENCIES, MULTIPLIERS, NOT_UNITS, canonical_unit
@@ -54,13 +55,7 @@ def fold(text: str) -> str:
         return text
     folded = text.translate(_FOLD).strip("\x00 \t\n" + _CHEERS)
     return "".join(
-        c
-        if c.isascii()
-        else " " + _VULGAR[c]
-        if c in _VULGAR
-        else str(unicodedata.decimal(c))
-        if c.isdecimal()
-        else c
+        c if c.isascii() else " " + _VULGAR[c] if c in _VULGAR else str(unicodedata.decimal(c)) if c.isdecimal() else c
         for c in folded
     )
 
@@ -72,9 +67,12 @@ _CURRENCY = r"(?P<currency>US\$|[$€£¥₹]|(?:USD|EUR|GBP|Rs\.?)\s)?\s*"
 _AFFIX = rf"{_SIGN}(?P<before>%)?{_CURRENCY}(?P<sign2>-)?\s*"
 _AFTER = r"(?P<after>(?:\s*[^\W\d_].*|\s*[%°€£¥₹$¢].*|\s+.*)?)$"
 
+_GROUPED = re.compile(r"-?\d{1,3}(?:,\d{3}){1,5}$")
 _PLAIN = re.compile(r"[-+]?\d{1,18}$")
 _DECIMAL = re.compile(rf"{_AFFIX}(?P<int>{_INTEGER})?(?:\.(?P<frac>\d*))?(?:{_POWER_OF_TEN})?{_AFTER}", re.IGNORECASE)
-_TEN = re.compile(rf"{_SIGN}(?P<before>(?!))?(?P<currency>(?!))?(?P<sign2>(?!))?10\s*\^\s*\{{?\s*(?P<exp>[+-]?\d{{1,3}})\s*\}}?$")
+_TEN = re.compile(
+    rf"{_SIGN}(?P<before>(?!))?(?P<currency>(?!))?(?P<sign2>(?!))?10\s*\^\s*\{{?\s*(?P<exp>[+-]?\d{{1,3}})\s*\}}?$"
+)
 _EUROPEAN = re.compile(
     rf"{_AFFIX}(?P<int>\d{{1,3}}(?:(?:\.\d{{3}})+(?=,)|(?:\.\d{{3}}){{2,}}))(?:,(?P<frac>\d+))?{_AFTER}"
 )
@@ -92,7 +90,9 @@ _TEXT_COMMAND = re.compile(
 _SPACING = re.compile(r"\\(?:left|right|displaystyle|limits|bigl?|bigr|Bigl?|Bigr|!)(?![a-zA-Z])")
 _THIN = re.compile(r"(?<!\\)\\[,;: ]|\\(?:quad|qquad)(?![a-zA-Z])|~")
 _DEGREE = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])")
-_APPROXIMATELY = re.compile(r"^(?:\\approx|\\sim|≈|~|(?:approximately|approx\.|about|around|roughly|exactly)\s)\s*", re.IGNORECASE)
+_APPROXIMATELY = re.compile(
+    r"^(?:\\approx|\\sim|≈|~|(?:approximately|approx\.|about|around|roughly|exactly)\s)\s*", re.IGNORECASE
+)
 _BASE_TEN = re.compile(r"(?<=\d)_(?:\{10\}|10)$")
 _QUOTES = {"“": "”", '"': '"', "'": "'", "‘": "’", "「": "」", "«": "»", "`": "`"}
 _FONT = re.compile(r"\\(?:bf|rm|it|tt|sf|cal)(?![a-zA-Z])")
@@ -131,8 +131,14 @@ def parse_number(text: str) -> Number | None:
     """
     if _PLAIN.match(text):
         return Number(Fraction(int(text)))
-    if len(text) > MAX_LENGTH:
-        return None
+    return None if len(text) > MAX_LENGTH else _parse(text)
+
+
+# One answer is read when it is found, when answers are compared with each other, and with the gold.
+@lru_cache(maxsize=4096)
+def _parse(text: str) -> Number | None:
+    if _GROUPED.match(text):
+        return Number(Fraction(int(text.replace(",", ""))))
     text = strip_latex(fold(text).strip())
     text = _APPROXIMATELY.sub("", _BASE_TEN.sub("", text.rstrip(";, ")))
     if text[:1] in _QUOTES and text.endswith(_QUOTES[text[0]]):

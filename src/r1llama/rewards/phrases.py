@@ -2,7 +2,10 @@
 
 import re
 
-_FILLER = r"(?:\s+(?:then|thus|therefore|hence|simply|just|clearly|actually|exactly|indeed|now|also|definitely|certainly)\b)*"
+_FILLER = (
+    r"(?:\s+(?:then|thus|therefore|hence|simply|just|clearly|actually|exactly|indeed|now|also|definitely"
+    r"|certainly)\b)*"
+)
 
 # "the answer is", "Final answer:", "**Answer**:" and the same in the other languages.
 PHRASE = re.compile(
@@ -38,14 +41,18 @@ WEAK_PHRASE = re.compile(
 
 # Every PHRASE contains one of these in lower case; finding them is much cheaper than trying the pattern everywhere.
 KEYWORDS = (
-    "answer", "result", "solution", "antwort", "ergebnis", "lösung", "respuesta", "resultado", "solución", "réponse", "résultat",
-    "risposta", "risultato", "soluzione", "resposta", "solução", "cevap", "yanıt", "sonuç", "ответ", "результат", "答案",
-    "結果", "结果", "答え", "解答", "정답", "답", "الجواب", "الإجابة", "الاجابة", "الناتج", "النتيجة",
-    "ans.", "ans:", "उत्तर",
+    "answer", "result", "solution", "antwort", "ergebnis", "lösung", "respuesta", "resultado", "solución", "réponse",
+    "résultat", "risposta", "risultato", "soluzione", "resposta", "solução", "cevap", "yanıt", "sonuç", "ответ",
+    "результат", "答案", "結果", "结果", "答え", "解答", "정답", "답", "الجواب", "الإجابة", "الاجابة", "الناتج",
+    "النتيجة", "ans.", "ans:", "उत्तर",
 )  # fmt: skip
 
+ASCII_KEYWORDS = tuple(keyword for keyword in KEYWORDS if keyword.isascii())
+
 # The copula that some languages put after the value: 42です, 42입니다, 42'dir.
-COPULA_SUFFIX = re.compile(r"(?<=[\d%])\s*(?:です|である|だ|입니다|이다|이에요|예요|'?(?:dir|dır|dur|dür|tir|tır|tur|tür))[。.]?$")
+COPULA_SUFFIX = re.compile(
+    r"(?<=[\d%])\s*(?:です|である|だ|입니다|이다|이에요|예요|'?(?:dir|dır|dur|dür|tir|tır|tur|tür))[。.]?$"
+)
 
 CONCLUSION = re.compile(
     r"(?:and\s+)?(?:so|thus|therefore|hence|consequently|in\s+total|altogether|in\s+conclusion|in\s+the\s+end|finally"
@@ -135,7 +142,8 @@ OTHER_ANSWER = re.compile(
 )
 
 HYPOTHETICAL = re.compile(
-    r"\b(?:if|whether|suppose|supposing|unless|pretend|imagine|assume|assuming|let['’]s\s+say)\b[^,;:]*$", re.IGNORECASE
+    r"\b(?:if|whether|suppose|supposing|unless|pretend|imagine|assume|assuming|let['’]s\s+say)\b[^,;:]*$",
+    re.IGNORECASE,
 )
 
 OPINION = re.compile(

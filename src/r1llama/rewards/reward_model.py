@@ -1,4 +1,4 @@
-"""A reward model or verifier head as a reward: any sequence classifier with one output, or with a class for "right"."""
+"""A reward model or verifier head as a reward: a sequence classifier with one output, or a class for "right"."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -4,6 +4,7 @@
 clock and output are bounded whatever happens inside. Linux only; elsewhere it refuses.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -50,8 +51,8 @@ def layers(namespaces: bool = True, user: bool | None = None) -> tuple[str, ...]
     result = _start("", "", {"report": True, "namespaces": namespaces, "user": user}, timeout=30.0, output=10_000)
     if result.status != "ok":
         raise SandboxUnavailableError(
-            f"cannot isolate programs on this system ({result.error or result.status}); it needs Linux with seccomp and "
-            "either namespaces or Landlock. Pass unsafe=True only where the machine itself is disposable."
+            f"cannot isolate programs on this system ({result.error or result.status}); it needs Linux with seccomp "
+            "and either namespaces or Landlock. Pass unsafe=True only where the machine itself is disposable."
         )
     return tuple(json.loads(result.output))
 
@@ -143,7 +144,8 @@ def _interpreter() -> str:
 
 def _watch(process: subprocess.Popen, deadline: float, limit: int) -> tuple[str, bytes, bytes]:
     """Read both pipes until they close, the clock runs out, or too much was written."""
-    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     collected = {process.stdout: bytearray(), process.stderr: bytearray()}
     status = "ok"
     with selectors.DefaultSelector() as selector:
@@ -174,10 +176,8 @@ def _watch(process: subprocess.Popen, deadline: float, limit: int) -> tuple[str,
 def _kill(process: subprocess.Popen) -> None:
     # The leader is our child and not yet reaped where this matters, so the group is still its own.
     if process.returncode is None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     for pipe in (process.stdout, process.stderr):
         if pipe is not None:
             pipe.close()

@@ -55,7 +55,10 @@ def check(result: int, what: str) -> None:
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
     encode = lambda text: None if text is None else text.encode()  # noqa: E731
-    check(LIBC.mount(encode(source), encode(target), encode(kind), ctypes.c_ulong(flags), encode(data)), f"mount {target}")
+    check(
+        LIBC.mount(encode(source), encode(target), encode(kind), ctypes.c_ulong(flags), encode(data)),
+        f"mount {target}",
+    )
 
 
 def enter_namespaces(root: str, paths: list[str], megabytes: int, user: bool) -> None:
@@ -210,7 +213,10 @@ def lock_in(settings: dict) -> None:
     drop_privileges(change_user="namespaces" in layers)
     check(LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "pdeathsig")
     limit(settings)
-    for name, restrict in (("landlock", lambda: restrict_files(settings["paths"], folder)), ("seccomp", restrict_calls)):
+    for name, restrict in (
+        ("landlock", lambda: restrict_files(settings["paths"], folder)),
+        ("seccomp", restrict_calls),
+    ):
         try:
             restrict()
             layers.append(name)
@@ -235,7 +241,7 @@ def main() -> None:
     lock_in(settings)
     sys.argv = ["main.py"]
     sys.path[:] = [p for p in sys.path if p]
-    scope = {"__name__": "__main__", "__builtins__": builtins}
+    scope: dict = {"__name__": "__main__", "__builtins__": builtins}
     call = settings["call"]
     try:
         exec(compile(code, "main.py", "exec"), scope)

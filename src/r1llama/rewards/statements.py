@@ -10,17 +10,17 @@ from .units import MODIFIERS_AFTER, MODIFIERS_BEFORE
 
 MAX_LENGTH = 400  # characters
 
-_SMALL = {word: value for value, word in enumerate(
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen".split()
-)}  # fmt: skip
-_TENS = {word: 10 * value for value, word in enumerate(
-    "twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2
-)}  # fmt: skip
+_UNDER_TWENTY = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+sixteen seventeen eighteen nineteen"""
+_SMALL = {word: value for value, word in enumerate(_UNDER_TWENTY.split())}
+_TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
 
+# Chinese, Japanese and Korean set numbers among their characters without spaces; other letters must keep off.
+_OTHER_LETTER = r"[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
 _TOKEN = re.compile(
-    r"(?<![^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])(?<![.,^])-?(?:[$€£¥]\s?-?)?(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)?(?:\.\d+|(?<=\d))(?:/\d+)?(?![^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[_^/]|[.,]\d)"
+    rf"(?<!{_OTHER_LETTER})(?<![.,^])-?(?:[$€£¥]\s?-?)?(?:\d{{1,3}}(?:,\d{{3}})+(?![\d,])|\d+)?(?:\.\d+|(?<=\d))"
+    rf"(?:/\d+)?(?!{_OTHER_LETTER}|[_^/]|[.,]\d)"
     r"(?:\s?%|\s?°|\s(?:percent|hundred|thousand|million|billion|trillion|dozen)\b)?"
 )
 # What a plain sentence is made of. Brackets, operators, quotes and comparison signs belong to something else.
@@ -83,7 +83,14 @@ def _of_spoken_equation(text: str) -> Number | None:
 
 
 def _spell_operators(text: str) -> str:
-    for word, sign in (("multiplied by", "*"), ("divided by", "/"), ("times", "*"), ("plus", "+"), ("minus", "-"), ("x", "*")):
+    for word, sign in (
+        ("multiplied by", "*"),
+        ("divided by", "/"),
+        ("times", "*"),
+        ("plus", "+"),
+        ("minus", "-"),
+        ("x", "*"),
+    ):
         text = re.sub(rf"(?<=[\d)])\s*{word}\s*(?=[\d(])", sign, text, flags=re.IGNORECASE)
     return text
 

@@ -147,7 +147,9 @@ def same_shape(answer: str, gold: str, same: Same) -> bool | None:
 def _both_signs(shape: Shape) -> tuple[str, ...]:
     items = []
     for item in shape.items:
-        items += [item.replace(r"\pm", "+", 1).lstrip("+ "), item.replace(r"\pm", "-", 1)] if r"\pm" in item else [item]
+        items += (
+            [item.replace(r"\pm", "+", 1).lstrip("+ "), item.replace(r"\pm", "-", 1)] if r"\pm" in item else [item]
+        )
     return tuple(items)
 
 

@@ -53,8 +53,8 @@ _MEASURES = {
 }
 _PHRASES = ("miles per hour", "kilometers per hour", "kilometres per hour", "meters per second", "metres per second",
             "degrees celsius", "degrees fahrenheit", "square centimeters", "square centimetres", "square meters",
-            "square metres", "square feet", "cubic centimeters", "cubic meters", "cubic metres", "square cm", "square m",
-            "cubic cm", "cubic m", "sq cm", "sq m", "sq ft")  # fmt: skip
+            "square metres", "square feet", "cubic centimeters", "cubic meters", "cubic metres", "square cm",
+            "square m", "cubic cm", "cubic m", "sq cm", "sq m", "sq ft")  # fmt: skip
 
 
 def _aliases(names: str) -> list[str]:
@@ -85,23 +85,32 @@ NOT_UNITS = frozenset(
 
 # Directly before a number, in lower case: "at least 42" states no number, nor does "twice 42" or "it is not 42".
 MODIFIERS_BEFORE = re.compile(
-    r"(?:\b(?:than|least|most|over|under|above|below|beyond|exceeds?|twice|thrice|double|triple|half|third|quarter|almost"
-    r"|nearly|up to|until|between|from|not|never|cannot|except|but|without|minus|plus|times|by|other|no|of the|step|page"
-    r"|chapter|figure|fig|part|question|problem|case|line|number|no\.|in the year|sqrt|root of|square of|cube of|half of"
+    r"(?:\b(?:than|least|most|over|under|above|below|beyond|exceeds?|twice|thrice|double|triple|half|third|quarter"
+    r"|almost"
+    r"|nearly|up to|until|between|from|not|never|cannot|except|but|without|minus|plus|times|by|other|no|of the|step"
+    r"|page"
+    r"|chapter|figure|fig|part|question|problem|case|line|number|no\.|in the year|sqrt|root of|square of|cube of"
+    r"|half of"
     r"|third of|quarter of|percent of|% of|factorial of|inverse of|negative of|opposite of|to the power|power of|base"
-    r"|return|lambda|print|import|assert|def|mod|modulo|log|sin|cos|tan|exp|ln|abs|nicht|kein|keine|pas|nunca|não|non è"
+    r"|return|lambda|print|import|assert|def|mod|modulo|log|sin|cos|tan|exp|ln|abs|nicht|kein|keine|pas|nunca|não"
+    r"|non è"
     r"|n'est pas|no es|nicht gleich|не|нет|ليس|ليست|ne|mindestens|höchstens|al menos|au moins|en az|en fazla)"
     r"|[不非第约超未无十百千万亿〇一二三四五六七八九]|并非|不等于|小于|大于|至少|至多|超过|以上|以下)\s*:?$"
 )
 
 # Directly after a number: "42 squared", "42 is wrong", "42 less than that".
 MODIFIERS_AFTER = re.compile(
-    r"[\s,.:]*(?:(?:squared|cubed|factorial|doubled|tripled|halved|below|above|in debt|short of|wrong|incorrect|false|i guess"
-    r"|maybe|perhaps|probably|possibly|or|bps|mil|mln|bn|halves|thirds|quarters|fourths|fifths|sixths|sevenths|eighths|ninths|tenths"
-    r"|hundredths|thousandths|less|fewer|times|plus|minus|divided|mod|modulo|choose|to|of(?!\s+(?:them|these|those|us)\b)|out|or|and|not|no|nor|over"
-    r"|hundreds|thousands|millions|billions|pi|point|base|th|st|nd|rd|th\b|if|unless|but|though|although|except|otherwise"
+    r"[\s,.:]*(?:(?:squared|cubed|factorial|doubled|tripled|halved|below|above|in debt|short of|wrong|incorrect"
+    r"|false|i guess"
+    r"|maybe|perhaps|probably|possibly|or|bps|mil|mln|bn|halves|thirds|quarters|fourths|fifths|sixths|sevenths"
+    r"|eighths|ninths|tenths"
+    r"|hundredths|thousandths|less|fewer|times|plus|minus|divided|mod|modulo|choose|to|of(?!\s+(?:them|these|those"
+    r"|us)\b)|out|or|and|not|no|nor|over"
+    r"|hundreds|thousands|millions|billions|pi|point|base|th|st|nd|rd|th\b|if|unless|but|though|although|except"
+    r"|otherwise"
     r"|değil|oder|ou|veya|и|или|у|o|to the)\b"
-    r"|(?:is|was|are|were|would be|seems|looks|later|ago)\b(?!\s+(?:the|our|my|your)\b)|\w+\s+(?:later|ago)\b|(?:is|was|are)n't\b|[万萬亿億千百十兆分折〇一二三四五六七八九]|ではな|じゃな|ではありません|아니)"
+    r"|(?:is|was|are|were|would be|seems|looks|later|ago)\b(?!\s+(?:the|our|my|your)\b)|\w+\s+(?:later|ago)\b|(?:is"
+    r"|was|are)n't\b|[万萬亿億千百十兆分折〇一二三四五六七八九]|ではな|じゃな|ではありません|아니)"
 )
 
 
