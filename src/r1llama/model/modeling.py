@@ -230,6 +230,8 @@ class R1LlamaForCausalLM(R1LlamaPreTrainedModel, LlamaForCausalLM):
         self.model = R1LlamaModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        # A recurrent state cannot be rolled back: `generate` then refuses assisted decoding, in words
+        self._is_stateful = "linear_attention" in config.layer_types
         self.post_init()
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
