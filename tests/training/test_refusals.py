@@ -247,6 +247,23 @@ def test_bf16_on_a_gpu_without_it(tmp_path, monkeypatch):
         check_machine(values)
 
 
+def test_vllm_outside_the_tested_range(grpo_recipe, tmp_path, monkeypatch):
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").touch()
+    for name, version, more in (
+        ("vllm", "0.10.0+cpu", ""),
+        ("r1llama", "0.1.0", 'Requires-Dist: vllm>=0.22; extra == "vllm"\n'),
+    ):
+        folder = tmp_path / f"{name}-{version}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{more}")
+        (folder / "top_level.txt").write_text(name)
+    monkeypatch.syspath_prepend(tmp_path)
+    message = refusal("grpo", grpo_recipe, tmp_path, use_vllm=True)
+    assert "`use_vllm: true`: vllm 0.10.0+cpu is outside the tested range >=0.22" in message
+
+
+@pytest.mark.slow
 def test_a_refusal_is_one_line_and_status_2(sft_recipe, tmp_path):
     """As the user meets it: no traceback, no usage."""
     command = [sys.executable, "-m", "r1llama.training.sft", *argv(sft_recipe, tmp_path / "r.yaml", lerning_rate=1)]

@@ -14,7 +14,6 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from packaging.version import Version
 from trl import is_conversational
 
 from r1llama.training.recipe import RecipeError
@@ -130,11 +129,10 @@ def _need(package: str, key: str, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise RecipeError(f"{key} needs {package}: `pip install 'r1llama[{extra}]'`, or switch it off")
     requirement = declared().get(package)
-    names = {name for name in metadata.packages_distributions().get(package, []) if name}
-    for version in {metadata.version(name) for name in names} if requirement else set():
-        # A local build such as 0.31.0+cpu belongs to 0.31.0.
-        if not requirement.specifier.contains(Version(version).public, prereleases=True):
-            raise RecipeError(f"{key}: {package} {version} is outside the tested range {requirement.specifier}")
+    for name in metadata.packages_distributions().get(package, []) if requirement else []:
+        version = metadata.version(name)
+        if not requirement.specifier.contains(version, prereleases=True):
+            raise RecipeError(f"{key}: {name} {version} is outside the tested range {requirement.specifier}")
 
 
 def check_rewards(names: list[str], weights: list[float] | None, needed: list[set[str]], columns: list[str]) -> None:
