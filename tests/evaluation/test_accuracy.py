@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from r1llama import R1LlamaConfig, R1LlamaForCausalLM
+from r1llama.data.loading import DataError
 from r1llama.data.tokenizer import train_tokenizer
-from r1llama.evaluation import evaluate, wilson_interval
+from r1llama.evaluation.accuracy import evaluate, wilson_interval
 from r1llama.evaluation.command import main
 
 TOKENIZER = train_tokenizer([])
@@ -131,5 +132,5 @@ def test_command(model, tmp_path, capsys):
 
 def test_command_refuses_data_without_solutions(tmp_path):
     (tmp_path / "raw.jsonl").write_text('{"question": "1+1"}\n')
-    with pytest.raises(ValueError, match="no column prompt or solution, but question"):
+    with pytest.raises(DataError, match="no column prompt or solution, but question"):
         main(["--model", "unused", "--data", str(tmp_path / "raw.jsonl"), "--max-new-tokens", "8"])

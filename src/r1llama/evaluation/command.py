@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 import r1llama  # noqa: F401  (registers the architecture with the Auto classes)
-from r1llama.data.loading import load_rows
+from r1llama.data.loading import DataError, load_rows
 from r1llama.evaluation.accuracy import evaluate
 
 
@@ -16,7 +16,7 @@ def main(argv: list[str]) -> None:
     """Print a JSON object with accuracy, its 95 % interval, format rate, tokens per answer and truncation rate.
 
     Raises:
-        ValueError: nothing at `--data`, or rows without `prompt` and `solution`.
+        DataError: nothing at `--data`, or rows without `prompt` and `solution`.
     """
     parser = argparse.ArgumentParser(prog="r1llama evaluate", description="Answer every problem once and grade it.")
     parser.add_argument("--model", required=True, help="model directory or hub id")
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
         problems = [to_problem(row) for row in problems]
     missing = {"prompt", "solution"} - problems[0].keys()
     if missing:
-        raise ValueError(f"{args.data} has no column {' or '.join(sorted(missing))}, but {', '.join(problems[0])}")
+        raise DataError(f"{args.data} has no column {' or '.join(sorted(missing))}, but {', '.join(problems[0])}")
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, device_map="auto")
