@@ -67,7 +67,8 @@ def test_the_room_alone_is_light():
     folder = pathlib.Path(r1llama.rewards.__file__).parent
     code = f"""
 import importlib.util, sys
-spec = importlib.util.spec_from_file_location("room", r"{folder / "__init__.py"}", submodule_search_locations=[r"{folder}"])
+path = r"{folder}"
+spec = importlib.util.spec_from_file_location("room", path + "/__init__.py", submodule_search_locations=[path])
 module = importlib.util.module_from_spec(spec)
 sys.modules["room"] = module
 spec.loader.exec_module(module)

@@ -26,6 +26,7 @@ from .phrases import (
     REPORTED,
     RETRACTION,
     SEVERAL,
+    TOTAL,
     WEAK_PHRASE,
 )
 from .statements import stated_number
@@ -74,8 +75,12 @@ _CLAUSE_END = re.compile(
 _EMPHASIS = re.compile(r"(?<![\w*)])[*_`]{1,3}(?=[^\s*])|(?<=[^\s*])[*_`]{1,3}(?![\w*(])")
 _ALL_MATHS = re.compile(r"\$[^$]+\$\.?|\\\(.+\\\)\.?|\\\[.+\\\]\.?")
 _ASIDE = re.compile(r",\s*(?:so|but|because|which|and|or|if|though)\b", re.IGNORECASE)
+_REASONED = re.compile(
+    r"([^\s(,]+(?: \w+)?)(?:,? (?:because|since)\b| \((?!or\b|not\b|wrong\b|incorrect\b|maybe\b))", re.I
+)
 _EXAMPLE = re.compile(r"\b(?:e\.?g\.?|example|instance),?\s*\$*$", re.IGNORECASE)
 _STRUCK = re.compile(r"~~[^~]*~~|\\(?:[bx]?cancel|sout|st)\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}")
+_STUCK = re.compile(r"[{\d]")
 _HEADING_END = re.compile(r"[ \t*_:$]*\n\s*")
 _LEADING = re.compile(r"[\s*_`:：]*(?:=(?!=))?[\s*_`\"']*")
 _INLINE_MATH = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
@@ -114,7 +119,8 @@ def extract_answer(text: str, mode: str = "lenient", prefilled: bool = False, pr
     if mode == "lenient":
         declarations = _with_phrases(section, declarations)
         if not declarations:
-            return _unmarked(section, several)
+            answer = _unmarked(section, several)
+            return answer if not _is_copied(answer, prompt) else Answer(None, None, "echo")
     if not declarations:
         return Answer(None, None, "no_answer")
     if len(declarations) > MAX_DECLARATIONS:
@@ -144,16 +150,27 @@ def final_section(text: str, prefilled: bool = False) -> tuple[str | None, str]:
 
 @lru_cache(maxsize=256)
 def _asked(prompt: str) -> tuple[str, frozenset[str]]:
-    return _BLANK_RUN.sub(" ", prompt).strip(), frozenset(
-        s for s in map(str.strip, prompt.splitlines()) if len(s) >= 20
-    )
+    lines = frozenset(s for s in map(str.strip, prompt.splitlines()) if len(s) >= 20 and not _declares(s))
+    return _BLANK_RUN.sub(" ", prompt).strip(), lines
+
+
+def _declares(line: str) -> bool:
+    # "The final answer is 8." also stands in prompts with worked examples, and is no echo of them.
+    match = PHRASE.search(line, 0, 40)
+    return match is not None and match.start() <= 8
+
+
+def _is_copied(answer: Answer, prompt: str) -> bool:
+    """Tell whether a statement stands word for word in the prompt."""
+    said = _BLANK_RUN.sub(" ", answer.value or "")
+    return answer.source == "statement" and len(said) >= 12 and said.casefold() in _asked(prompt)[0].casefold()
 
 
 def _without_echo(section: str, prompt: str) -> str:
     # Only a passage of some length is an echo: "42" also occurs in many prompts.
     body = _BLANK_RUN.sub(" ", section).strip()
     asked, lines = _asked(prompt)
-    if len(body) >= 20 and body in asked:
+    if len(body) >= 12 and " " in body and body in asked and not _declares(body):
         return ""
     if len(asked) >= 20 and asked in body:
         return body.replace(asked, "\n")
@@ -210,6 +227,8 @@ def _boxes(section: str) -> tuple[list[_Declaration], str]:
             continue
         if not inner.strip():
             return [], "empty"
+        if _STUCK.match(section, end + 1):  # \boxed{4}2, \boxed{4}{2}
+            return [], "ambiguous"
         found.append(_Declaration(inner, "boxed", match.start(), end + 1))
         position = end + 1
     return found, ""
@@ -384,9 +403,12 @@ def _unmarked(section: str, several: bool) -> Answer:
     statement = sentences[-1]
     if RETRACTION.search(statement) or (not several and SEVERAL.search(statement)):
         return Answer(None, None, "negated")
-    concluding = CONCLUSION.match(statement)
+    concluding = TOTAL.match(statement) or CONCLUSION.match(statement)
     if concluding:
-        statement = statement[concluding.end() :].strip(" ,:")
+        statement = statement[concluding.end() :].strip(" ,:=")
+    reasoned = _REASONED.match(last) if alone else None
+    if reasoned and parse_number(reasoned[1]) is not None:
+        return Answer(reasoned[1], "bare", "found")
     if stated_number(statement) is not None and not _ASIDE.search(statement):
         equation = "=" in statement
         if concluding or (alone and len(sentences) == 1 and not OPINION.search(statement)) or equation:

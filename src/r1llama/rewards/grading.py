@@ -93,6 +93,7 @@ def same_number(answer: Number, gold: Number, percent: bool = False) -> Verdict:
     return Verdict(False, "number")
 
 
+_SYMBOLS = re.compile(r"[\\^_=+*/|<>{}()\[\]]")
 _LABEL = re.compile(r"^(?:(?:option|choice|answer)\s*)?[(\[]?([A-Ja-j])[)\].:]*$", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"-?\d+,\d+$")
 
@@ -103,7 +104,12 @@ def plain_text(text: str) -> str:
     label = _LABEL.match(text)
     if label and (len(text) == 1 or not text.isalpha()):
         return label[1]
-    return text.casefold() if len(text) > 1 else text
+    # X+1 is not x+1, and the segment AB is not ab; but Paris is paris, and No is no.
+    words = re.findall(r"[^\W\d_]+", text)
+    spelled = (
+        words and all(len(word) > 2 or word.casefold() == "no" for word in words[:1]) and not _SYMBOLS.search(text)
+    )
+    return text.casefold() if spelled else text
 
 
 def compare(answer: str, gold: str, percent: bool = False) -> Verdict:
@@ -151,7 +157,7 @@ MAX_EXPONENT = 10_000
 MAX_FACTORIAL = 1_000
 _LETTER = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]")
 _ASSIGNMENT = re.compile(
-    r"^\s*(?:[a-zA-Z](?:_\{?\w+\}?)?(?:\s*\([a-z]\))?|[A-Z]{2}|\\angle\s*\w+|\([a-z](?:\s*,\s*[a-z])+\))\s*(?:=|\\in(?![a-z]))\s*(?=[^=]+$)"
+    r"^\s*(?:(?:[a-zA-Z]|\\(?:alpha|beta|gamma|theta|phi|lambda|mu|omega))(?:_\{?\w+\}?)?(?:\s*\([a-z]\))?|[A-Z]{2}|\\angle\s*\w+|\([a-z](?:\s*,\s*[a-z])+\))\s*(?:=|\\in(?![a-z]))\s*(?=[^=]+$)"
 )
 _RELATION = re.compile(r"=|<|>|\\(?:leq|geq|neq|ne|in|equiv|approx)(?![a-zA-Z])")
 _UNEVALUATED = re.compile(r"\\(?:int|sum|prod|lim|binom|dbinom|tbinom|det)(?![a-zA-Z])|\\frac\s*\{d\}")
@@ -185,7 +191,7 @@ def same_scalar(answer: str, gold: str) -> bool | None:
         return _against_number(answer, expected, percent=False).correct
     if not has_maths(gold) or not answer.strip() or bool(_RELATION.search(answer)) != bool(_RELATION.search(gold)):
         return False
-    if _symbols(answer) != _symbols(gold) or set(_SUBSCRIPT.findall(answer)) != set(_SUBSCRIPT.findall(gold)):
+    if _symbols(answer) != _symbols(gold) or _subscripts(answer) != _subscripts(gold):
         return False
     if _UNEVALUATED.search(answer) and not _UNEVALUATED.search(gold):
         return False
@@ -210,6 +216,10 @@ _CONSTANTS = re.compile(
     r"\\(?:frac|sqrt|cdot|times|left|right|text|mathrm|begin|end|[pbv]?matrix|pi|infty|leq|geq|ln|log|circ|sin|cos|tan"
     r"|cot|sec|csc|exp|pm|cup|cap|emptyset|overline|bar|in|neq|binom|quad|over)$"
 )
+
+
+def _subscripts(text: str) -> set[str]:
+    return set(_SUBSCRIPT.findall(re.sub(r"\\log\s*_\s*(?:\{\w+\}|\w)", "", text)))
 
 
 def _symbols(text: str) -> set[str]:

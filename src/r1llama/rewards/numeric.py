@@ -95,13 +95,14 @@ _APPROXIMATELY = re.compile(
 )
 _BASE_TEN = re.compile(r"(?<=\d)_(?:\{10\}|10)$")
 _QUOTES = {"“": "”", '"': '"', "'": "'", "‘": "’", "「": "」", "«": "»", "`": "`"}
+_LAST_SPACE = re.compile(r"\s\\$")
 _FONT = re.compile(r"\\(?:bf|rm|it|tt|sf|cal)(?![a-zA-Z])")
 _FRAC = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
 
 
 def strip_latex(text: str) -> str:
     """Remove LaTeX that changes the look of a value and not its meaning: spacing, text commands, delimiters."""
-    text = text.strip()
+    text = _LAST_SPACE.sub("", text.strip())
     for opening, closing in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
         if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening + closing):
             inner = text[len(opening) : -len(closing)]
@@ -110,7 +111,7 @@ def strip_latex(text: str) -> str:
     if "\\" in text or "{" in text or "~" in text:
         for _ in range(3):
             text = _TEXT_COMMAND.sub(r" \1 ", text)
-        text = _THIN.sub(" ", _SPACING.sub("", _FONT.sub(" ", text + " ")).replace("{,}", ","))
+        text = _THIN.sub(" ", _SPACING.sub("", _FONT.sub(" ", text)).replace("{,}", ","))
         text = _FRAC.sub(r"\\frac", _DEGREE.sub("°", text))
         text = text.replace(r"\$", "$").replace(r"\%", "%").replace(r"\pounds", "£").replace(r"\euro", "€")
         text = text.strip()

@@ -62,6 +62,12 @@ CONCLUSION = re.compile(
     re.IGNORECASE,
 )
 
+# The closing sentence of a sum: "..., for a total of 72 clips", "Total number of clips: 72", "The total is 72".
+TOTAL = re.compile(
+    r"(?:.*\bfor\s+a\s+(?:grand\s+)?total\s+of|(?:the\s+|a\s+|grand\s+)?(?:total|sum)(?:\s+\w+){0,4}?\s*(?:[:=]|\bis\b|\bwas\b))",
+    re.IGNORECASE,
+)
+
 # Directly before a value: "not 42", "isn't equal to 42", "an incorrect answer would be 42".
 NEGATED_BEFORE = re.compile(
     r"""

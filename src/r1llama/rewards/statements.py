@@ -6,7 +6,7 @@ from fractions import Fraction
 from .arithmetic import evaluate
 from .numeric import Number, fold, parse_number, strip_latex
 from .phrases import COPULA_SUFFIX
-from .units import MODIFIERS_AFTER, MODIFIERS_BEFORE
+from .units import MODIFIERS_AFTER, MODIFIERS_BEFORE, NOT_UNITS
 
 MAX_LENGTH = 400  # characters
 
@@ -24,6 +24,7 @@ _TOKEN = re.compile(
     r"(?:\s?%|\s?°|\s(?:percent|hundred|thousand|million|billion|trillion|dozen)\b)?"
 )
 # What a plain sentence is made of. Brackets, operators, quotes and comparison signs belong to something else.
+_INLINE = re.compile(r"\\[()\[\]]")
 _SPOKEN_EQUALS = re.compile(r"(.{3,80}?)\s+(?:is|equals|makes|gives)\s+(\S+(?:\s\w+){0,2}?)\.?$", re.IGNORECASE)
 _PLAIN_SENTENCE = re.compile(r"[^\W_]*(?:[^\W_]|[ ,.'$€£¥%°:\-]|\n)*$")
 _LEFT_SIDE = re.compile(r"[^,;<>≤≥≠|!?\"#&@`]*$")
@@ -63,13 +64,17 @@ def stated_number(text: str) -> Number | None:
     number = parse_number(text)
     if number is not None or len(text) > MAX_LENGTH:
         return number
-    text = COPULA_SUFFIX.sub("", strip_latex(fold(text)).strip())
+    text = _INLINE.sub(" ", COPULA_SUFFIX.sub("", strip_latex(fold(text)).strip())).strip()
     number = parse_number(text)
     if number is not None:
         return number
     if "=" in text:
         return _of_equation(text)
-    words = number_from_words(re.sub(r"^(?:minus|negative)\s", "", text, flags=re.IGNORECASE))
+    unsigned = re.sub(r"^(?:minus|negative)\s", "", text, flags=re.IGNORECASE)
+    words = number_from_words(unsigned)
+    if words is None and " " in unsigned:
+        spelled, _, unit = unsigned.rpartition(" ")
+        words = number_from_words(spelled) if unit.isalpha() and unit.lower() not in NOT_UNITS else None
     if words is not None:
         return Number(Fraction(-words if re.match(r"minus|negative", text, re.IGNORECASE) else words))
     return _of_sentence(text) or _of_spoken_equation(text)
