@@ -21,7 +21,7 @@ MAX_PROBLEMS = 25_000  # a larger draw would run out of new chains of four steps
 
 
 def split_of(prompt: str) -> str:
-    """ "train" or "test": decided by the problem itself, so that the splits are disjoint whatever the seeds."""
+    """Split of a problem, "train" or "test": its own property, so that the splits are disjoint whatever the seeds."""
     return "test" if hashlib.sha256(prompt.encode()).digest()[0] % TEST_SHARE == 0 else "train"
 
 
