@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from r1llama import R1LlamaConfig
+
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -56,6 +58,25 @@ def model_dir(tmp_path_factory):
     torch.manual_seed(0)
     LlamaForCausalLM(tiny_config(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def expert_dir(tmp_path_factory):
+    """A config with experts and a linear layer, and a tokenizer; no weights."""
+    folder = tmp_path_factory.mktemp("experts")
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(folder)
+    changes = {
+        "num_hidden_layers": 3,
+        "layer_types": ["full_attention", "linear_attention", "full_attention"],
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 1,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+    }
+    R1LlamaConfig(**tiny_config(tokenizer).to_diff_dict() | changes).save_pretrained(folder)
     return folder
 
 
@@ -124,6 +145,19 @@ def argv(recipe: dict, path, **changes) -> list[str]:
     """Write a recipe, with changes, as YAML at `path`; the arguments that name it."""
     path.write_text(yaml.safe_dump(recipe | changes), encoding="utf-8")
     return ["--config", str(path)]
+
+
+def json_lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def assert_balanced(folder):
+    """Every log tells the balance, and every router's saved bias has moved."""
+    logs = [log for log in json_lines(folder / "metrics.jsonl") if "loss" in log]
+    assert all(log["router/max_vio"] >= 0 for log in logs)
+    biases = [tensor for name, tensor in weights(folder).items() if "e_score_correction_bias" in name]
+    assert len(biases) == 2
+    assert all(bias.any() for bias in biases)
 
 
 def weights(folder) -> dict[str, torch.Tensor]:

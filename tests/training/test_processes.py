@@ -10,7 +10,7 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM
 
-from .conftest import argv, assert_same_weights
+from .conftest import argv, assert_balanced, assert_same_weights
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "accelerate"
@@ -61,6 +61,15 @@ def test_two_processes_train_and_resume_exactly(config, stage, request, tmp_path
     said = launch(CONFIGS / f"{config}.yaml", stage, [*words, "--output_dir", str(resumed)])
     assert said.count("passed over checkpoint-4: scheduler.pt is missing") == 1  # one process speaks
     assert_same_weights(out, resumed)
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_experts_and_linear_attention_under_zero3(stage, request, expert_dir, tmp_path):
+    pytest.importorskip("deepspeed")
+    recipe = request.getfixturevalue(f"{stage}_recipe")
+    words = argv(recipe, tmp_path / "r.yaml", model_name_or_path=str(expert_dir), bf16=True)
+    launch(CONFIGS / "zero3_cpu2.yaml", stage, words)
+    assert_balanced(tmp_path / "out")
 
 
 @pytest.mark.parametrize("config", ["fsdp2", "zero2"])

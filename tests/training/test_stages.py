@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1llama.training import grpo, sft
 
-from .conftest import argv, assert_same_weights, weights, write_jsonl
+from .conftest import argv, assert_balanced, assert_same_weights, json_lines, weights, write_jsonl
 
 STAGES = {"sft": sft, "grpo": grpo}
 
@@ -19,10 +19,6 @@ STAGES = {"sft": sft, "grpo": grpo}
 def stage(request):
     """`(main, recipe)` of each stage."""
     return STAGES[request.param].main, request.getfixturevalue(f"{request.param}_recipe")
-
-
-def json_lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_a_stage_leaves_a_model_that_generates_and_its_records(stage, tmp_path, model_dir):
@@ -146,32 +142,10 @@ def test_a_directory_without_weights_starts_from_the_seed(sft_recipe, tmp_path, 
     assert_same_weights(tmp_path / "one", tmp_path / "two")
 
 
-def test_experts_are_balanced_and_measured(sft_recipe, tmp_path, model_dir):
-    bare = tmp_path / "moe"
-    shutil.copytree(model_dir, bare, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
-    from r1llama import R1LlamaConfig
-
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    R1LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        moe_intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=128,
-        num_experts=4,
-        num_experts_per_tok=2,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    ).save_pretrained(bare)
-    sft.main(argv(sft_recipe, tmp_path / "r.yaml", model_name_or_path=str(bare)))
-    logs = [log for log in json_lines(tmp_path / "out" / "metrics.jsonl") if "loss" in log]
-    assert all(log["router/max_vio"] >= 0 for log in logs)
-    biases = [bias for name, bias in weights(tmp_path / "out").items() if "e_score_correction_bias" in name]
-    assert biases
-    assert all(bias.any() for bias in biases)
+def test_experts_are_balanced_and_measured(stage, expert_dir, tmp_path):
+    main, recipe = stage
+    main(argv(recipe, tmp_path / "r.yaml", model_name_or_path=str(expert_dir)))
+    assert_balanced(tmp_path / "out")
 
 
 def test_adapters_train_on_a_stock_llama(grpo_recipe, tmp_path):
