@@ -56,9 +56,8 @@ class AccuracyReward:
                 golds[key] = gold_value(cell)
             gold = golds[key]
             asked = prompt_text(prompt)
-            answer = extract_answer(
-                completion_text(completion), self.mode, is_prefilled(prompt), asked, names_several(gold)
-            )
+            prefilled = bool(asked) and is_prefilled(asked)
+            answer = extract_answer(completion_text(completion), self.mode, prefilled, asked, names_several(gold))
             verdict = self._verdict(answer, gold, percent_expected(cell, asked))
             if verdict.reason == "algebra":
                 undecided.append(len(grades))

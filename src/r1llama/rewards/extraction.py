@@ -8,16 +8,14 @@ section itself must be one bare value or one plain statement. Everything else fa
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 
-from .numeric import fold, parse_number
+from .declarations import EMPHASIS, MAX_CLAUSE, MAX_DECLARATIONS, Declaration, marked, several_numbers, with_phrases
+from .numeric import parse_number
 from .phrases import (
-    ASCII_KEYWORDS,
     CONCLUSION,
     HEDGE_AFTER,
     HEDGE_BEFORE,
     HYPOTHETICAL,
-    KEYWORDS,
     NEGATED_AFTER,
     NEGATED_BEFORE,
     OPINION,
@@ -27,13 +25,10 @@ from .phrases import (
     RETRACTION,
     SEVERAL,
     TOTAL,
-    WEAK_PHRASE,
 )
 from .statements import stated_number
 
 MAX_SECTION = 200_000  # characters after the thoughts; more is no answer
-MAX_CLAUSE = 400  # characters of one statement
-MAX_DECLARATIONS = 50
 
 
 @dataclass(frozen=True)
@@ -53,26 +48,13 @@ class Answer:
     reason: str
 
 
-@dataclass
-class _Declaration:
-    value: str
-    source: str
-    start: int
-    end: int
-    value_start: int = 0
-
-
-_TAG = re.compile(r"</?answer>")
-_NEAR_TAG = re.compile(r"<\s*/?\s*(?:answer|think)\b[^<>]{0,20}>|&lt;\s*/?\s*(?:answer|think)", re.IGNORECASE)
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?=[0-9A-Za-z\\]))")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_HASHES = re.compile(r"####[ \t]*(?=[-+\u2212$€£¥(\\.]|\d)([^\n<]*)")
 _SENTENCE_END = re.compile(r"[.!?。！？؟](?=[\s\"')\]*]|$)|\n")
-_CLAUSE_END = re.compile(
-    r"[.!?;。！？؛؟、，](?=\s|$|\*|[^\x00-\x7f])|\n|,(?=\s*(?:[a-z]|$))|\s[-–—]+\s"
-    r"|(?<=[\w%)$])\s\((?=\w)|\s(?:because|since|as|so|which|where|for|from|after|when|by|using|based|given)\b"
+_N = r"-?\$?\d{1,15}(?:,\d{3}){0,5}(?:\.\d{1,15})?"
+# The sections that most completions have, so plain that nothing in them could take the answer back.
+_PLAIN_SECTION = re.compile(
+    rf"\s*(?:<answer>\s*(?P<answer_tag>{_N})\s*</answer>|####[ ]?(?P<hashes>{_N})"
+    rf"|\$?\\boxed\{{(?P<boxed>{_N})\}}\$?\.?|[Tt]he[ ](?:final[ ])?answer[ ]is:?[ ](?P<phrase>{_N})\.?)\s*"
 )
-_EMPHASIS = re.compile(r"(?<![\w*)])[*_`]{1,3}(?=[^\s*])|(?<=[^\s*])[*_`]{1,3}(?![\w*(])")
 _ALL_MATHS = re.compile(r"\$[^$]+\$\.?|\\\(.+\\\)\.?|\\\[.+\\\]\.?")
 _ASIDE = re.compile(r",\s*(?:so|but|because|which|and|or|if|though)\b", re.IGNORECASE)
 _REASONED = re.compile(
@@ -80,11 +62,6 @@ _REASONED = re.compile(
 )
 _EXAMPLE = re.compile(r"\b(?:e\.?g\.?|example|instance),?\s*\$*$", re.IGNORECASE)
 _STRUCK = re.compile(r"~~[^~]*~~|\\(?:[bx]?cancel|sout|st)\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}")
-_STUCK = re.compile(r"[{\d]")
-_HEADING_END = re.compile(r"[ \t*_:$]*\n\s*")
-_LEADING = re.compile(r"[\s*_`:：]*(?:=(?!=))?[\s*_`\"']*")
-_INLINE_MATH = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
-_TWO_PRICES = re.compile(r"\$\d[\d,.]*\s+[^$]*\$$")
 _BLANK_RUN = re.compile(r"\s+")
 
 
@@ -107,17 +84,20 @@ def extract_answer(text: str, mode: str = "lenient", prefilled: bool = False, pr
     section, reason = final_section(text, prefilled)
     if section is None:
         return Answer(None, None, reason)
+    plain = _PLAIN_SECTION.fullmatch(section)
+    if plain and (mode == "lenient" or plain.lastgroup != "phrase"):
+        return Answer(plain[plain.lastgroup or 0], plain.lastgroup, "found")
     if prompt:
         section = _without_echo(section, prompt)
         if not section.strip():
             return Answer(None, None, "echo")
     if "~~" in section or "cancel" in section or "sout" in section:
         section = _STRUCK.sub(" ", section)
-    declarations, reason = _marked(section)
+    declarations, reason = marked(section)
     if reason:
         return Answer(None, None, reason)
     if mode == "lenient":
-        declarations = _with_phrases(section, declarations)
+        declarations = with_phrases(section, declarations)
         if not declarations:
             answer = _unmarked(section, several)
             return answer if not _is_copied(answer, prompt) else Answer(None, None, "echo")
@@ -177,124 +157,10 @@ def _without_echo(section: str, prompt: str) -> str:
     return "\n".join(line for line in section.splitlines() if line.strip() not in lines) if lines else section
 
 
-# ---- declarations ------------------------------------------------------------------------------------------------
-
-
-def _marked(section: str) -> tuple[list[_Declaration], str]:
-    """Collect `<answer>`, `\\boxed{}` and `####` declarations, or the reason why the markup cannot be read."""
-    found: list[_Declaration] = []
-    if "<" in section or "&lt;" in section:
-        tags = list(_TAG.finditer(section))
-        if len(tags) != len(_NEAR_TAG.findall(section)):
-            return [], "malformed_tags"
-        if [tag[0] for tag in tags] != ["<answer>", "</answer>"] * (len(tags) // 2):
-            opened = sum(tag[0] == "<answer>" for tag in tags)
-            return [], "unfinished_answer" if 2 * opened > len(tags) and tags[-1][
-                0
-            ] == "<answer>" else "malformed_tags"
-        for opening, closing in zip(tags[0::2], tags[1::2], strict=True):
-            inner = section[opening.end() : closing.start()]
-            if not inner.strip():
-                return [], "empty"
-            found.append(_Declaration(inner, "answer_tag", opening.start(), closing.end()))
-    if "\\boxed" in section or "\\fbox" in section:
-        boxes, reason = _boxes(section)
-        if reason:
-            return [], reason
-        found += boxes
-    if "####" in section:
-        found += [_Declaration(m[1], "hashes", m.start(), m.end()) for m in _HASHES.finditer(section)]
-    return found, ""
-
-
-def _boxes(section: str) -> tuple[list[_Declaration], str]:
-    found, position = [], 0
-    while match := _BOX.search(section, position):
-        start = match.end()
-        if not match[0].endswith("{"):  # \boxed 5, \boxed\frac12
-            token = re.compile(r"[0-9]+|[A-Za-z]|\\[a-zA-Z]+(?:\{[^{}]*\})*").match(section, start)
-            found.append(
-                _Declaration(token[0] if token else "", "boxed", match.start(), token.end() if token else start)
-            )
-            position = start + 1
-            continue
-        end = closing_brace(section, start)
-        if end is None:
-            return [], "unfinished_answer"
-        inner = section[start:end]
-        if _BOX.search(inner):  # \boxed{\boxed{42}}: the inner one is the answer
-            position = start
-            continue
-        if not inner.strip():
-            return [], "empty"
-        if _STUCK.match(section, end + 1):  # \boxed{4}2, \boxed{4}{2}
-            return [], "ambiguous"
-        found.append(_Declaration(inner, "boxed", match.start(), end + 1))
-        position = end + 1
-    return found, ""
-
-
-def closing_brace(text: str, start: int) -> int | None:
-    """Return the position of the brace that closes the one before `start`; escaped braces do not count."""
-    depth = 1
-    for match in _BRACE.finditer(text, start):
-        if match[0] == "{":
-            depth += 1
-        elif match[0] == "}":
-            depth -= 1
-            if depth == 0:
-                return match.start()
-    return None
-
-
-def _with_phrases(section: str, declarations: list[_Declaration]) -> list[_Declaration]:
-    """Add "the answer is ..." declarations that say something of their own."""
-    lowered = section.lower()
-    keywords = ASCII_KEYWORDS if lowered.isascii() else KEYWORDS
-    found = [at for at in map(lowered.find, keywords) if at >= 0]
-    if not found:
-        return declarations
-    phrases = []
-    # "final" may stand before the keyword; lower() may also have changed the length before it.
-    for match in islice(PHRASE.finditer(section, max(0, min(found) - 40)), MAX_DECLARATIONS + 1):
-        start = match.end()
-        heading = _HEADING_END.match(section, start)
-        if heading:  # the value is on the next line that is not empty
-            start = heading.end()
-        tail = section[start : start + MAX_CLAUSE].split("\n", 1)[0]
-        value, length = _clause(tail)
-        end = start + length
-        if any(d.start < end and d.end > match.start() for d in declarations):
-            continue  # "the answer is \\boxed{42}" is declared by its box
-        if value:
-            phrases.append(_Declaration(value, "phrase", match.start(), end, match.end()))
-    strong = [p for p in phrases if not WEAK_PHRASE.search(section, p.start, p.value_start)]
-    if declarations or strong:
-        phrases = strong
-    if declarations or any(stated_number(p.value) for p in phrases):
-        # Beside a real value, "the answer is reasonable" declares nothing.
-        phrases = [p for p in phrases if stated_number(p.value) or _several_numbers(p.value)]
-    return declarations + phrases
-
-
-def _clause(tail: str) -> tuple[str, int]:
-    """Cut the value out of what follows "the answer is"; return it and the position in `tail` where it ends."""
-    start = _LEADING.match(tail).end()  # type: ignore[union-attr]
-    math = _INLINE_MATH.match(tail, start)
-    if math and not _TWO_PRICES.match(math[0]):
-        inner = next(g for g in math.groups() if g is not None)
-        unit = _CLAUSE_END.search(tail, math.end())
-        end = unit.start() if unit else len(tail)
-        return f"{inner} {_EMPHASIS.sub('', tail[math.end() : end]).strip(' .*')}".strip(), end
-    cut = _CLAUSE_END.search(tail, start)
-    end = cut.start() if cut else len(tail)
-    return _EMPHASIS.sub("", tail[start:end]).strip().rstrip(" .\"'"), end
-
-
 # ---- agreement and context ---------------------------------------------------------------------------------------
 
 
-def _agreed(section: str, declarations: list[_Declaration], several: bool) -> Answer:
+def _agreed(section: str, declarations: list[Declaration], several: bool) -> Answer:
     """Return the one answer that all declarations give, or the reason why they give none."""
     leaves = [
         _resolve(d, several) for d in declarations if len(declarations) == 1 or not _contains_other(d, declarations)
@@ -315,21 +181,21 @@ def _agreed(section: str, declarations: list[_Declaration], several: bool) -> An
     return min(leaves, key=lambda leaf: order.index(leaf.source or "phrase"))
 
 
-def _contains_other(outer: _Declaration, declarations: list[_Declaration]) -> bool:
+def _contains_other(outer: Declaration, declarations: list[Declaration]) -> bool:
     return any(d is not outer and outer.start <= d.start and d.end <= outer.end for d in declarations)
 
 
-def _resolve(declaration: _Declaration, several: bool) -> Answer:
+def _resolve(declaration: Declaration, several: bool) -> Answer:
     """Read the value inside one declaration."""
     value = declaration.value.strip()
     if declaration.source == "answer_tag":
-        inner = _with_phrases(value, [])
+        inner = with_phrases(value, [])
         if len(inner) == 1 and inner[0].start == 0:
             value = inner[0].value
         elif len({value_key(d.value) for d in inner}) > 1:
             return Answer(None, None, "contradictory")
     if declaration.source != "boxed":
-        value = _EMPHASIS.sub("", value).strip()
+        value = EMPHASIS.sub("", value).strip()
     reason = _doubt(value[:MAX_CLAUSE], several)
     if reason:
         return Answer(None, None, reason)
@@ -345,20 +211,20 @@ def _doubt(value: str, several: bool) -> str:
     number = re.search(r"[-$\\]?\d", value)
     before, after = (value[: number.start()], value[number.start() :]) if number else (value, "")
     after = re.sub(r"^[-$\\]?[\d.,]*\d", "", after)
-    if NEGATED_BEFORE.search(before + " ") or NEGATED_AFTER.match(after):
+    if (before and NEGATED_BEFORE.search(before + " ")) or NEGATED_AFTER.match(after):
         return "negated"
     if HEDGE_BEFORE.search(before) or HYPOTHETICAL.search(before) or HYPOTHETICAL.search(after):
         return "hedged"
     return ""
 
 
-def _context(section: str, declaration: _Declaration, several: bool) -> str:
+def _context(section: str, declaration: Declaration, several: bool) -> str:
     """Return why the words around a declaration take it back, or "" when they do not."""
     before = _SENTENCE_END.split(section[max(0, declaration.start - 200) : declaration.start])[-1]
     after = section[declaration.end : declaration.end + 200]
     sentence_after = _SENTENCE_END.search(after)
     rest = after[: sentence_after.start()] if sentence_after else after
-    if NEGATED_BEFORE.search(before) or NEGATED_AFTER.match(after):
+    if (before and NEGATED_BEFORE.search(before)) or NEGATED_AFTER.match(after):
         return "negated"
     if declaration.source == "phrase" and OTHER_ANSWER.match(section, declaration.start):
         return "negated"
@@ -391,7 +257,7 @@ def _unmarked(section: str, several: bool) -> Answer:
     alone = not first.strip()
     if len(last) > MAX_CLAUSE:
         return Answer(None, None, "no_answer")
-    last = _EMPHASIS.sub("", last).strip()
+    last = EMPHASIS.sub("", last).strip()
     reason = _doubt(last, several)
     if reason:
         return Answer(None, None, reason)
@@ -414,12 +280,8 @@ def _unmarked(section: str, several: bool) -> Answer:
         if concluding or (alone and len(sentences) == 1 and not OPINION.search(statement)) or equation:
             return Answer(statement, "statement", "found")
         return Answer(None, None, "no_answer")
-    if _several_numbers(statement) and not several:
+    if several_numbers(statement) and not several:
         return Answer(None, None, "ambiguous")
     if alone and len(sentences) == 1 and len(statement) <= 60:
         return Answer(statement, "bare", "found")
     return Answer(None, None, "no_answer")
-
-
-def _several_numbers(text: str) -> bool:
-    return len(re.findall(r"\d+(?:[.,]\d+)*", fold(text))) > 1

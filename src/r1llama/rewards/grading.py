@@ -9,7 +9,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from .extraction import closing_brace
+from .declarations import closing_brace
 from .numeric import Number, fold, parse_number, strip_latex
 from .statements import stated_number
 from .structure import compact, normalise, same_shape, shape_of

@@ -130,14 +130,14 @@ def parse_number(text: str) -> Number | None:
     Returns:
         the `Number`, or None when the text is anything else.
     """
-    if _PLAIN.match(text):
-        return Number(Fraction(int(text)))
     return None if len(text) > MAX_LENGTH else _parse(text)
 
 
 # One answer is read when it is found, when answers are compared with each other, and with the gold.
 @lru_cache(maxsize=4096)
 def _parse(text: str) -> Number | None:
+    if _PLAIN.match(text):
+        return Number(Fraction(int(text)))
     if _GROUPED.match(text):
         return Number(Fraction(int(text.replace(",", ""))))
     text = strip_latex(fold(text).strip())
