@@ -131,6 +131,14 @@ def test_old_checkpoints_go_only_when_a_newer_one_is_complete(sft_recipe, tmp_pa
     assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
 
 
+def test_a_checkpoint_of_the_model_only_is_not_resumed_from(sft_recipe, tmp_path, caplog):
+    caplog.set_level("INFO", logger="r1llama")
+    for _ in range(2):
+        sft.main(argv(sft_recipe, tmp_path / "r.yaml", save_only_model=True))
+    assert "passed over checkpoint-4: no complete.json" in caplog.text
+    assert caplog.text.count("no checkpoint to resume from") == 2
+
+
 def test_a_directory_without_weights_starts_from_the_seed(sft_recipe, tmp_path, model_dir, caplog):
     bare = tmp_path / "bare"
     shutil.copytree(model_dir, bare, ignore=shutil.ignore_patterns("*.safetensors"))

@@ -45,8 +45,8 @@ class CheckpointMarker(TrainerCallback):
         if state.is_world_process_zero:
             mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
             complete = [folder for _, folder in checkpoints(args.output_dir) if why_incomplete(folder) is None]
-            for folder in complete[self.keep or None :] if self.keep else []:
-                if str(folder) != state.best_model_checkpoint:
+            for folder in complete[self.keep :] if self.keep else []:
+                if folder != Path(state.best_model_checkpoint or ""):
                     shutil.rmtree(folder)
         PartialState().wait_for_everyone()
 

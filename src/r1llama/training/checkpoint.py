@@ -35,7 +35,7 @@ def why_incomplete(folder: Path) -> str | None:
     try:
         sizes = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return f"no {MARKER}: the run ended while writing it"
+        return f"no {MARKER}: the run ended while writing it, or wrote the model only (`save_only_model`)"
     except json.JSONDecodeError:
         return f"{MARKER} is damaged"
     for name, size in sizes.items():

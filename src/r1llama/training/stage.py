@@ -249,8 +249,9 @@ def train(trainer, args: StageArguments, stage: str, resume_from: str | None) ->
     training_args = trainer.args
     output_dir = Path(training_args.output_dir)
     trainer.add_callback(MetricsFile(output_dir / "metrics.jsonl"))
-    trainer.add_callback(CheckpointMarker(training_args.save_total_limit))
-    training_args.save_total_limit = None  # the marker callback rotates, and only after the new one is complete
+    if not training_args.save_only_model:  # else there is nothing to resume from
+        trainer.add_callback(CheckpointMarker(training_args.save_total_limit))
+        training_args.save_total_limit = None  # the marker callback rotates, and only after the new one is complete
     if getattr(trainer.model.config, "num_experts", 0):
         trainer.callback_handler.callbacks.insert(0, RouterBalancing())  # before those that show or send the logs
     metrics = trainer.train(resume_from_checkpoint=resume_from).metrics
