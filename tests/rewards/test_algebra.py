@@ -37,7 +37,7 @@ def test_verdicts_are_symmetric_here(fresh_workers):
 @pytest.mark.parametrize("in_thread", [False, True])
 def test_hostile_batch_keeps_the_clock_and_grades_the_others(fresh_workers, in_thread):
     algebra.compare([("x+1", "1+x")])  # start-up has a test of its own
-    reward = AccuracyReward(timeout=4.0)
+    reward = AccuracyReward(timeout=2.5)
     completions = [c for c, _ in HONEST] + HOSTILE
     golds = [g for _, g in HONEST] + [r"\frac{\pi}{7}+x"] * len(HOSTILE)
 
@@ -50,7 +50,7 @@ def test_hostile_batch_keeps_the_clock_and_grades_the_others(fresh_workers, in_t
             values, seconds = pool.submit(grade).result()
     else:
         values, seconds = grade()
-    assert seconds < 4.5
+    assert seconds < 3.0
     assert values[:3] == [1.0, 1.0, 0.0]
     assert not any(values[3:])
 
@@ -59,8 +59,8 @@ def test_what_hangs_is_killed_and_the_rest_is_decided(fresh_workers):
     algebra.compare([("x+1", "1+x")])
     towers = [("9^{9^{9^{9}}}", r"\pi"), ("(10^9)!", r"\pi"), ("3^{100000000}", r"\pi"), ("((9!)!)!", r"\pi")]
     start = time.monotonic()
-    verdicts = algebra.compare([*towers, (r"1+\pi", r"\pi+1"), (r"\frac{x}{2}", "0.5x")], timeout=3.0)
-    assert time.monotonic() - start < 3.5
+    verdicts = algebra.compare([*towers, (r"1+\pi", r"\pi+1"), (r"\frac{x}{2}", "0.5x")], timeout=2.5)
+    assert time.monotonic() - start < 3.0
     assert [v.correct for v in verdicts[4:]] == [True, True]
     assert all(v.correct is not True for v in verdicts[:4])
     assert algebra.compare([("x+11", "11+x")])[0].correct

@@ -61,6 +61,17 @@ def test_any_text_gives_a_number_in_range_or_none(name, text):
 
 
 @settings(max_examples=100, deadline=None)
+@given(
+    value=st.integers(-(10**12), 10**12),
+    shape=st.sampled_from(["<answer>{}</answer>", "#### {}", "\\boxed{{{}}}", "$\\boxed{{{}}}$", "The answer is {}."]),
+    mode=st.sampled_from(["strict", "lenient"]),
+)
+def test_the_plain_sections_are_read_like_any_other(value, shape, mode):
+    plain = shape.format(f"{value:,}")
+    assert extract_answer(plain, mode) == extract_answer(plain + "\nI hope this helps.", mode)
+
+
+@settings(max_examples=100, deadline=None)
 @given(text=TEXT)
 def test_extraction_either_finds_or_says_why(text):
     for mode in ("strict", "lenient"):
