@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import socket
+import time
 
 import pytest
 import torch
@@ -40,6 +42,15 @@ def test_a_stage_leaves_a_model_that_generates_and_its_records(stage, tmp_path, 
     assert "r1llama" in (out / "README.md").read_text()
     before, after = weights(model_dir), weights(out)
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_local_paths_need_no_network(stage, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *args, **kwargs: asked.append(host))
+    main, recipe = stage
+    main(argv(recipe, tmp_path / "r.yaml", max_steps=1))
+    time.sleep(0.2)  # TRL reports from a thread
+    assert not asked
 
 
 def test_rollouts_are_written_with_their_rewards(grpo_recipe, tmp_path):

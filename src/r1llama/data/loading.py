@@ -6,7 +6,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+FORMATS = (".jsonl", ".json", ".parquet")
 
 
 class DataError(ValueError):
@@ -32,7 +32,8 @@ def load_rows(name: str, config: str | None = None, split: str = "train") -> Dat
                 raise DataError(f"{path}: cannot read {path.suffix or 'this'} files; use {', '.join(FORMATS)}")
             if path.stat().st_size == 0:
                 raise DataError(f"{path} is empty")
-            rows = load_dataset(FORMATS[path.suffix], data_files=str(path), split=split)
+            # By its directory: `load_dataset("json", ...)` would report its use over the network.
+            rows = load_dataset(str(path.absolute().parent), data_files=path.name, split=split)
         elif (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             rows = load_from_disk(str(path))
             if isinstance(rows, DatasetDict):

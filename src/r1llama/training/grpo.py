@@ -43,7 +43,7 @@ def main(argv: list[str]) -> dict[str, float]:
     """
     args, training_args, model_args, values = recipe.read((GRPOArguments, GRPOConfig, ModelConfig), argv, check_values)
     check_machine(values)
-    stage.set_up_log()
+    stage.set_up()
     try:
         rewards = [get_reward(name) for name in args.reward_funcs]
     except (ValueError, KeyError, ImportError, AttributeError) as error:

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> dict[str, float]:
         (stage.StageArguments, SFTConfig, ModelConfig), argv, check=check_values
     )
     check_machine(values)
-    stage.set_up_log()
+    stage.set_up()
     config = stage.load_config(model_args, training_args.trust_remote_code)
     context = getattr(config, "max_position_embeddings", None)
     if context and training_args.max_length and training_args.max_length > context:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import PartialState
+from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerState, set_seed
 from trl import get_peft_config, get_quantization_config, is_conversational
 
@@ -56,8 +57,10 @@ class StageArguments:
     )
 
 
-def set_up_log() -> None:
-    """Log to stderr, from the main process only. A program that configured logging itself keeps its own way."""
+def set_up() -> None:
+    """Log to stderr, from the main process only, and stay off the network unless the recipe names a hub id."""
+    if "HF_HUB_DISABLE_TELEMETRY" not in os.environ:
+        constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL would report each run
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO if PartialState().is_main_process else logging.ERROR)
 
