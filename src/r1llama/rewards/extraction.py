@@ -18,6 +18,7 @@ from .phrases import (
     HYPOTHETICAL,
     NEGATED_AFTER,
     NEGATED_BEFORE,
+    NEGATED_VERB,
     OPINION,
     OTHER_ANSWER,
     PHRASE,
@@ -55,6 +56,7 @@ _PLAIN_SECTION = re.compile(
     rf"\s*(?:<answer>\s*(?P<answer_tag>{_N})\s*</answer>|####[ ]?(?P<hashes>{_N})"
     rf"|\$?\\boxed\{{(?P<boxed>{_N})\}}\$?\.?|[Tt]he[ ](?:final[ ])?answer[ ]is:?[ ](?P<phrase>{_N})\.?)\s*"
 )
+_END_TOKEN = re.compile(r"(?:<\|[a-z_]{1,20}\|>|</s>)$")  # where a caller decodes with special tokens
 _ALL_MATHS = re.compile(r"\$[^$]+\$\.?|\\\(.+\\\)\.?|\\\[.+\\\]\.?")
 _ASIDE = re.compile(r",\s*(?:so|but|because|which|and|or|if|though)\b", re.IGNORECASE)
 _REASONED = re.compile(
@@ -121,6 +123,7 @@ def final_section(text: str, prefilled: bool = False) -> tuple[str | None, str]:
         return None, "unfinished_think"
     else:
         section = text
+    section = _END_TOKEN.sub("", section)
     if not section.strip():
         return None, "empty"
     if len(section) > MAX_SECTION:
@@ -212,6 +215,8 @@ def _doubt(value: str, several: bool) -> str:
     before, after = (value[: number.start()], value[number.start() :]) if number else (value, "")
     after = re.sub(r"^[-$\\]?[\d.,]*\d", "", after)
     if (before and NEGATED_BEFORE.search(before + " ")) or NEGATED_AFTER.match(after):
+        return "negated"
+    if before and NEGATED_VERB.search(before + " " * (not before[-1:].isspace())):
         return "negated"
     if HEDGE_BEFORE.search(before) or HYPOTHETICAL.search(before) or HYPOTHETICAL.search(after):
         return "hedged"

@@ -88,6 +88,12 @@ NEGATED_BEFORE = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 
+# A negated verb before a value: "it does not cost 42"; but "those who do not play are 42" states 42.
+NEGATED_VERB = re.compile(
+    r"(?:\b(?:not|never|cannot)|n['’]t)\s+(?:(?!(?:is|are|was|were|equals|makes|gives|leaves)\b)\w+\s+){0,2}[$*]*$",
+    re.IGNORECASE,
+)
+
 # Directly after a value: "... is wrong", "... is not the answer", "? No.", "- just kidding".
 NEGATED_AFTER = re.compile(
     r"""
@@ -123,7 +129,7 @@ HEDGE_BEFORE = re.compile(
 
 # What follows a value and offers another one: "42 or 43", "42, or maybe 43", "42/43?".
 HEDGE_AFTER = re.compile(
-    r"[^.;]{0,60}?\b(?:or|oder|ou|veya|ya\s+da|или)\s+(?:else\s+)?(?:maybe\s+|perhaps\s+|possibly\s+|even\s+|it\s+is\s+)?[-$(\\]*\d"
+    r"\s*\$?\s*[,;/|&]\s*[-$]*\d|[^.;]{0,60}?\b(?:or|oder|ou|veya|ya\s+da|или)\s+(?:else\s+)?(?:maybe\s+|perhaps\s+|possibly\s+|even\s+|it\s+is\s+)?[-$(\\]*\d"
     r"|[^.;]{0,60}?(?:或|または|또는)\s*[-$(\\]*\d",
     re.IGNORECASE,
 )
