@@ -3,9 +3,9 @@ PYTHON ?= python3
 SEED ?= 0
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow test-gpu lint benchmarks clean
+.PHONY: quickstart test test-slow lint benchmarks clean
 
-quickstart: .venv/installed  ## train a small reasoning model from scratch, about 10 minutes on 2 cores
+quickstart: .venv/installed  ## train a small reasoning model from random weights
 	$(BIN)/python examples/quickstart.py --seed $(SEED)
 
 test: .venv/installed-dev  ## the tests that CI runs
@@ -13,9 +13,6 @@ test: .venv/installed-dev  ## the tests that CI runs
 
 test-slow: .venv/installed-dev  ## launches on several processes, kills, long runs
 	$(BIN)/python -m pytest -m slow
-
-test-gpu: .venv/installed-dev
-	$(BIN)/python -m pytest -m gpu
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -26,12 +23,12 @@ benchmarks: .venv/installed-dev  ## the tables of benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.correctness
 	$(BIN)/python -m benchmarks.balancing
 
-.venv/python:
+.venv/created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "r1llama needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	touch $@
 
-.venv/installed: pyproject.toml .venv/python
+.venv/installed: pyproject.toml .venv/created
 	$(BIN)/pip install --quiet --editable .
 	touch $@
 
