@@ -126,6 +126,13 @@ def test_the_cures_for_groups_are_cures(ranks, group, grpo_recipe, tmp_path, mon
         assert message == "fine"
 
 
+def test_deepspeed_and_the_recipe_must_agree_on_the_precision(sft_recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    message = refusal("sft", sft_recipe, tmp_path)
+    assert "`mixed_precision: bf16`, but `bf16: False`" in message
+
+
 def test_the_command_line_is_checked_too(sft_recipe, tmp_path):
     assert "Did you mean `max_steps`?" in refusal("sft", sft_recipe, tmp_path, "--max_step", "3")
     assert "`warmup_ratio` is gone" in refusal("sft", sft_recipe, tmp_path, "--warmup_ratio=0.1")

@@ -59,6 +59,13 @@ def check_values(values: dict) -> None:
         raise RecipeError(f"`lora_dropout: {values['lora_dropout']}` must lie in [0, 1)")
     if (values["load_in_4bit"] or values["load_in_8bit"]) and not values["use_peft"]:
         raise RecipeError("`load_in_4bit` / `load_in_8bit` freeze the weights: set `use_peft: true` to train adapters")
+    recipe_says = "fp16" if values["fp16"] else "no" if values["bf16"] is False else "bf16"
+    launcher_says = os.environ.get("ACCELERATE_MIXED_PRECISION", recipe_says)
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and launcher_says != recipe_says:
+        raise RecipeError(
+            f"DeepSpeed's launch config has `mixed_precision: {launcher_says}`, but `bf16: {values['bf16']}` and "
+            f"`fp16: {values['fp16']}` ask for {recipe_says}: make them agree"
+        )
     if "num_generations" in values:
         _check_groups(values)
 
