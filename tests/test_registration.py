@@ -23,6 +23,27 @@ def test_rewards_load_no_torch():
 
 
 @pytest.mark.parametrize(
+    "first",
+    [
+        "from transformers import PreTrainedModel",
+        "from transformers import Trainer",
+        "from transformers.cache_utils import DynamicCache",
+        "from transformers.models.auto.modeling_auto import AutoModel",
+        "from trl import GRPOTrainer",
+        "from peft import LoraConfig",
+        "from r1llama.model.configuration import R1LlamaConfig",
+        "from r1llama.evaluation.accuracy import evaluate",
+        "from r1llama.training import RouterBalancing",
+        "from r1llama.model import update_router_bias",
+    ],
+)
+def test_any_first_import(first):
+    """Whatever pulls transformers in, and however far it is loaded by then."""
+    code = "from transformers import AutoConfig; assert AutoConfig.for_model('r1llama').kv_lora_rank is None"
+    run(f"import r1llama; {first}; {code}")
+
+
+@pytest.mark.parametrize(
     "imports",
     [
         "import r1llama; from transformers import AutoConfig, AutoModelForCausalLM",
