@@ -61,6 +61,17 @@ def test_rollouts_are_written_with_their_rewards(grpo_recipe, tmp_path):
     assert any(row["advantage"] for row in rows)
 
 
+def test_a_stuck_reward_is_explained(grpo_recipe, tmp_path, caplog):
+    """Random bytes: never an answer."""
+    caplog.set_level("WARNING", logger="r1llama")
+    recipe = argv(grpo_recipe, tmp_path / "r.yaml", reward_funcs=["accuracy", "tests.training.rewards.letter_share"])
+    grpo.main([*recipe, "--max_steps", "5"])
+    (warning,) = [r.getMessage() for r in caplog.records if "has not varied" in r.getMessage()]
+    assert warning.startswith("accuracy_reward has not varied for 5 steps: ")
+    assert "have no </think>: max_completion_length is 12" in warning or "no completion contains <think>" in warning
+    assert "of the verdicts are" in warning
+
+
 def test_resumed_equals_uninterrupted(stage, tmp_path, caplog):
     """The newest checkpoint is torn, so it resumes from the one before, and says why."""
     main, recipe = stage

@@ -14,7 +14,7 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
 from r1llama.rewards import get_reward, required_columns
 from r1llama.training import recipe, stage
-from r1llama.training.callbacks import CompletionsFile
+from r1llama.training.callbacks import CompletionsFile, RewardAlarm
 from r1llama.training.checks import check_machine, check_prompts, check_rewards, check_values
 from r1llama.training.recipe import RecipeError
 
@@ -77,6 +77,7 @@ def main(argv: list[str]) -> dict[str, float]:
         processing_class=tokenizer,
         **stage.adapters(model_args),
     )
+    trainer.add_callback(RewardAlarm(trainer))
     if args.log_completions_steps:
         path = Path(training_args.output_dir) / "completions" / "rollouts.jsonl"
         trainer.add_callback(CompletionsFile(path, args.log_completions_steps, trainer))
