@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from peft import PeftModel
 from transformers import TrainerCallback
 from trl.models import unwrap_model_for_generation
 
@@ -210,6 +211,9 @@ class SampleCompletions(_JsonLines):
 class RouterBalancing(TrainerCallback):
     """Loss-free balancing: before each optimizer step the selection bias moves against the load of the experts.
 
+    It only measures, and leaves the bias as it is, where the moved bias would be lost: under PEFT, whose adapters do
+    not save it, and with vLLM rollouts, because TRL sends parameters to vLLM and no buffers.
+
     What it measured joins the next log, averaged: `trainer.state.log_history`, and every callback behind this one.
     Put it first, as the stages do, to have it in progress bars and trackers too. Needs no trainer of ours:
     `Trainer(..., callbacks=[RouterBalancing()])`.
@@ -219,7 +223,8 @@ class RouterBalancing(TrainerCallback):
         self.measured = []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if metrics := update_router_bias(model):
+        is_frozen = isinstance(model, PeftModel) or getattr(args, "use_vllm", False)
+        if metrics := update_router_bias(model, rate=0.0 if is_frozen else None):
             self.measured.append(metrics)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
