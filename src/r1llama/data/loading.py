@@ -50,7 +50,7 @@ def load_rows(name: str, config: str | None = None, split: str = "train") -> Dat
         raise
     except DatasetNotFoundError as error:
         raise DataError(f"{name} is neither a local path nor a dataset that the hub knows: {error}") from error
-    except (DatasetGenerationError, ValueError, OSError, IndexError) as error:
+    except (DatasetGenerationError, ValueError, TypeError, OSError, IndexError) as error:
         for file in [path] if path.is_file() else sorted(path.glob("**/*.jsonl")):
             if file.suffix == ".jsonl":
                 _find_bad_line(file)
