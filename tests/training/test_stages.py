@@ -178,10 +178,12 @@ def test_experts_are_balanced_and_measured(stage, expert_dir, tmp_path):
     assert_balanced(tmp_path / "out")
 
 
-def test_adapters_train_on_a_stock_llama(grpo_recipe, tmp_path):
-    grpo.main(
-        argv(grpo_recipe, tmp_path / "r.yaml", use_peft=True, lora_r=2, lora_target_modules=["q_proj", "v_proj"])
-    )
+@pytest.mark.parametrize("load_in_4bit", [False, True])
+def test_adapters_train_on_a_stock_llama(grpo_recipe, tmp_path, load_in_4bit):
+    if load_in_4bit:
+        pytest.importorskip("bitsandbytes")
+    adapters = {"use_peft": True, "lora_r": 2, "lora_target_modules": ["q_proj", "v_proj"]}
+    grpo.main(argv(grpo_recipe, tmp_path / "r.yaml", load_in_4bit=load_in_4bit, **adapters))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert any("lora" in name for name, _ in model.named_parameters())
 
