@@ -1,7 +1,7 @@
 """Programs in the sandbox compute, and nothing else: every way out is closed, and the reward says what happened."""
 
 import os
-import pathlib
+import tempfile
 import threading
 import time
 
@@ -109,13 +109,11 @@ def test_the_environment_is_empty(run, monkeypatch):
     assert "gold" not in run("import os\nprint(dict(os.environ))").output
 
 
-def test_nothing_is_left_behind(run):
-    import tempfile
-
-    before = set(pathlib.Path(tempfile.gettempdir()).glob("r1llama-sandbox-*"))
-    run("open('left', 'w').write('x')")
+def test_nothing_is_left_behind(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # other tests run at the same time, in the usual place
+    assert run("open('left', 'w').write('x')\nprint('written')").output == "written\n"
     run("while True: pass", timeout=0.5)
-    assert set(pathlib.Path(tempfile.gettempdir()).glob("r1llama-sandbox-*")) <= before
+    assert not list(tmp_path.glob("r1llama-sandbox-*"))
 
 
 TESTS = {"language": "python", "test_cases": [{"input": "1 2", "output": "3"}, {"input": "5 5", "output": "10\n"},
