@@ -128,7 +128,7 @@ def _plain(value):
 
 
 class RewardAlarm(TrainerCallback):
-    """Warns, naming the likely cause, when every completion of `patience` steps in a row got the same reward.
+    """Names the likely cause when every completion of `patience` steps in a row got the same reward.
 
     Args:
         trainer: The `GRPOTrainer`, whose own log buffers are read (already gathered from all processes).
@@ -162,7 +162,8 @@ class RewardAlarm(TrainerCallback):
                     max_completion_length=args.max_completion_length,
                     reasons=list(logs["extra"].get(f"{name.removesuffix('_reward')}/reason", [])),
                 )
-                log.warning("%s has not varied for %d steps: %s", name, self.patience, "; ".join(causes))
+                level = logging.INFO if rewards[0] else logging.WARNING  # a reward may well be solved
+                log.log(level, "%s has not varied for %d steps: %s", name, self.patience, "; ".join(causes))
 
 
 class SampleCompletions(_JsonLines):
