@@ -130,6 +130,10 @@ class R1LlamaModel(R1LlamaPreTrainedModel, LlamaModel):
             self.linear_rotary_emb = R1LlamaRotaryEmbedding(config, config.head_dim)
         self.gradient_checkpointing = False
         self.forwards_since_balancing = 0
+        # Plain attributes for trainers, see `auxiliary_loss`: detached values of the last training forward, by name,
+        # and 1 / micro-batches per optimizer step
+        self.auxiliary_losses: dict[str, torch.Tensor] = {}
+        self.auxiliary_scale = 1.0
         self.post_init()
 
     @merge_with_config_defaults
@@ -168,6 +172,7 @@ class R1LlamaModel(R1LlamaPreTrainedModel, LlamaModel):
         rotary = {"full_attention": self.rotary_emb(inputs_embeds, position_ids)}
         if hasattr(self, "linear_rotary_emb"):
             rotary["linear_attention"] = self.linear_rotary_emb(inputs_embeds, position_ids)
+        self.auxiliary_losses = {}
         if self.training and torch.is_grad_enabled():
             self.count_load(masks["linear_attention"])
 

@@ -1,0 +1,49 @@
+"""The architecture against its peers: `python -m benchmarks.architecture [--quick] [--device cuda] [--json FILE]`.
+
+Each section checks that both sides compute the same before it times them. `--quick` takes the smaller sizes, in less
+than a minute; its figures only show that everything runs.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import platform
+import time
+
+import torch
+
+SECTIONS = ()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes, one repeat, under a minute")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda (bf16 and larger shapes)")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="run these sections")
+    parser.add_argument("--json", help="write the table here")
+    arguments = parser.parse_args()
+    hardware = torch.cuda.get_device_name() if arguments.device == "cuda" else platform.machine()
+    print(f"torch {torch.__version__}, {hardware}, {torch.get_num_threads()} threads", flush=True)
+    rows = []
+    for section in arguments.only:
+        start = time.perf_counter()
+        for row in importlib.import_module(f"benchmarks.architecture.{section}").rows(
+            arguments.quick, arguments.device
+        ):
+            rows.append({"section": section, **dataclasses.asdict(row), "verdict": row.verdict})
+            bar = "" if row.bar is None else f"{'<=' if row.at_most else '>='} {row.bar:g}"
+            error = "" if row.error is None else f"   difference {row.error:.1e}"
+            print(
+                f"{row.claim}, against {row.peer}: {row.value:.3g} {row.unit}   {bar} {row.verdict}   "
+                f"{row.note}{error}",
+                flush=True,
+            )
+        print(f"-- {section}: {time.perf_counter() - start:.0f} s", flush=True)
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(rows, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
