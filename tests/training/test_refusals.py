@@ -58,6 +58,9 @@ VALUES = [
     ({"weight_decay": -0.1}, ["`weight_decay: -0.1`", "not be negative"]),
     ({"max_steps": -1, "num_train_epochs": 0}, ["max_steps", "num_train_epochs"]),
     ({"load_in_4bit": True}, ["use_peft"]),
+    ({"muon": True, "use_peft": True}, ["`muon: true`", "`use_peft`"]),
+    ({"muon": True, "optim": "sgd"}, ["`muon: true`", "`optim: sgd`"]),
+    ({"muon": True, "fsdp": "full_shard"}, ["`muon: true`", "FSDP shards", "DDP"]),
 ]
 PATHS = [
     ({"model_name_or_path": "./nowhere/model"}, ["`model_name_or_path: ./nowhere/model`", "does not exist"]),

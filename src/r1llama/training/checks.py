@@ -59,6 +59,8 @@ def check_values(values: dict) -> None:
         raise RecipeError(f"`lora_dropout: {values['lora_dropout']}` must lie in [0, 1)")
     if (values["load_in_4bit"] or values["load_in_8bit"]) and not values["use_peft"]:
         raise RecipeError("`load_in_4bit` / `load_in_8bit` freeze the weights: set `use_peft: true` to train adapters")
+    if values["muon"]:
+        _check_muon(values)
     recipe_says = "fp16" if values["fp16"] else "no" if values["bf16"] is False else "bf16"
     launcher_says = os.environ.get("ACCELERATE_MIXED_PRECISION", recipe_says)
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and launcher_says != recipe_says:
@@ -68,6 +70,19 @@ def check_values(values: dict) -> None:
         )
     if "num_generations" in values:
         _check_groups(values)
+
+
+def _check_muon(values: dict) -> None:
+    if values["use_peft"]:
+        raise RecipeError("`muon: true` makes whole matrices orthogonal, but `use_peft` trains factors: drop one")
+    sharding = {"DEEPSPEED": "deepspeed", "FSDP": "fsdp"}
+    for name, key in sharding.items():
+        if values[key] or os.environ.get(f"ACCELERATE_USE_{name}") == "true":
+            raise RecipeError(
+                f"`muon: true` needs whole matrices, but {name} shards them: set it to false, or launch with DDP"
+            )
+    if not str(values["optim"]).startswith("adamw_torch"):
+        raise RecipeError(f"`muon: true` and `optim: {values['optim']}` name two optimizers: drop one")
 
 
 def _check_groups(values: dict) -> None:

@@ -20,6 +20,7 @@ from r1llama.data.loading import DataError, load_rows, looks_local
 from r1llama.training import recipe
 from r1llama.training.callbacks import CheckpointMarker, MetricsFile, RouterBalancing
 from r1llama.training.checkpoint import newest_complete, why_incomplete
+from r1llama.training.optimizers import Muon, param_groups
 from r1llama.training.recipe import RecipeError
 
 log = logging.getLogger("r1llama")
@@ -54,6 +55,13 @@ class StageArguments:
     log_completions_steps: int | None = field(
         default=None,
         metadata={"help": "Write sample completions to output_dir/completions/ every so many optimizer steps."},
+    )
+    muon: bool = field(
+        default=False,
+        metadata={
+            "help": "Train the matrices with Muon, the rest with AdamW; `learning_rate`, `weight_decay` and the "
+            "schedule mean the same as with AdamW alone. Not with adapters, ZeRO or FSDP."
+        },
     )
 
 
@@ -257,6 +265,13 @@ def train(trainer, args: StageArguments, stage: str, resume_from: str | None) ->
         training_args.save_total_limit = None  # the marker callback rotates, and only after the new one is complete
     if getattr(trainer.model.config, "num_experts", 0):
         trainer.callback_handler.callbacks.insert(0, RouterBalancing())  # before those that show or send the logs
+    if args.muon:
+        trainer.optimizer = Muon(
+            param_groups(trainer.model, training_args.weight_decay, muon=True),
+            lr=training_args.learning_rate,
+            betas=(training_args.adam_beta1, training_args.adam_beta2),
+            eps=training_args.adam_epsilon,
+        )
     metrics = trainer.train(resume_from_checkpoint=resume_from).metrics
     if training_args.eval_strategy != "no":
         metrics |= trainer.evaluate()
