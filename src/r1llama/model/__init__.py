@@ -10,6 +10,7 @@ from .modeling import (  # first: loading it registers the classes, in whatever 
 )
 
 from .balancing import moe_blocks, update_router_bias  # isort: skip
+from .long_context import extend_context  # isort: skip
 
 __all__ = [
     "R1LlamaConfig",
@@ -18,6 +19,7 @@ __all__ = [
     "R1LlamaForTokenClassification",
     "R1LlamaModel",
     "R1LlamaPreTrainedModel",
+    "extend_context",
     "moe_blocks",
     "update_router_bias",
 ]
