@@ -31,20 +31,44 @@ def test_absorbed_is_expanded(attention, S, T):
     expected = expanded_attention(attention, q_nope, q_pe, latent, k_pe, mask)
     additive = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
     for form in (mask, additive):
-        assert_close(attention.absorbed_attention(q_nope, q_pe, latent, k_pe, form)[0], expected)
+        assert_close(attention.absorbed_attention(q_nope, q_pe, torch.cat([latent, k_pe], -1), form), expected)
 
 
-@torch.no_grad()
 def test_the_rule_counts_multiplications(attention):
     r, dn, dr, dv = (
         getattr(attention, n) for n in ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
     )
-    for S in range(1, 129):
-        expanded = r * (dn + dv) + S * (dn + dr + dv)  # a cached token and head
-        absorbed = S * (2 * r + dr)
-        assert attention.is_absorbed(S) == (absorbed < expanded)
-    with torch.enable_grad():
-        assert not attention.is_absorbed(1)
+    for S in range(1, 65):
+        for T in (S, S + 1, S + 40, 4096):
+            expanded = T * r * (dn + dv) + S * T * (dn + dr + dv)
+            absorbed = S * r * (dn + dv) + S * T * (2 * r + dr)
+            assert attention.is_absorbed(S, T) == (absorbed < expanded)
+    attention.config._attn_implementation = "eager"
+    assert not attention.is_absorbed(1, 4096)
+
+
+def test_gradients_of_absorbed_are_those_of_expanded(attention):
+    """Small ranks are absorbed in training too."""
+    x = torch.randn(2, 9, 32)
+    positions = torch.randn(2, 1, 9, attention.qk_rope_head_dim).unbind(1) * 2
+    gradients = []
+    for absorbed in (True, False):
+        attention.is_absorbed = lambda S, T, absorbed=absorbed: absorbed
+        attention.zero_grad()
+        attention(x, positions)[0].square().sum().backward()
+        gradients.append([p.grad.clone() for p in attention.parameters()])
+    for ours, expected in zip(*gradients, strict=True):
+        assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_decode_with_the_masks_of_flash_attention(attention):
+    H, r, dr = attention.num_heads, attention.kv_lora_rank, attention.qk_rope_head_dim
+    q_nope, q_pe = torch.randn(2, H, 1, attention.qk_nope_head_dim), torch.randn(2, H, 1, dr)
+    joint = torch.randn(2, 1, 7, r + dr)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7])
+    alone = attention.absorbed_attention(q_nope[:1], q_pe[:1], joint[:1, :, 2:], None)
+    assert_close(attention.absorbed_attention(q_nope, q_pe, joint, mask)[:1], alone)
 
 
 @torch.no_grad()

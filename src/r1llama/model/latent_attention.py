@@ -10,21 +10,24 @@ Expanded (training, long prefill): every head's keys and values are made from th
 
 Absorbed (decode): the same products in another order, so that the cache is read as it is, never expanded.
 
-    q~_h = q_h^nope W_UK^h^T   s = (q~_h c^T + q_h^pe k_pe^T) scale   o_h = (softmax(s) c) W_UV^h
+    q~_h = [q_h^nope W_UK^h^T ; q_h^pe]    s = q~_h [c ; k_pe]^T scale    o_h = (softmax(s) c) W_UV^h
+
+That is attention with one head of keys, [c ; k_pe], whose values are the keys again: the last dr channels
+of its output are not used. What it costs and saves is counted in `is_absorbed`.
 
 Shapes: B batch, H heads, S new tokens, T cached and new tokens, r kv_lora_rank, dn / dr / dv the head dims.
 """
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import yarn_apply_mscale
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import apply_rotary_pos_emb_interleave
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb, eager_attention_forward
 
-# The absorbed form materialises its scores: longer runs of queries take the fused kernels of the expanded form.
-MAX_ABSORBED_QUERIES = 128
+FLASH = ("flash_attention_2", "flash_attention_3")
 
 
 class R1LlamaLatentAttention(nn.Module):
@@ -91,13 +94,19 @@ class R1LlamaLatentAttention(nn.Module):
         rotate = apply_rotary_pos_emb_interleave if self.config.rope_interleave else apply_rotary_pos_emb
         q_pe, k_pe = rotate(q_pe, k_pe, *position_embeddings)
 
+        joint = None
         if past_key_values is not None:
             latent, k_pe = past_key_values.update(latent, k_pe, self.layer_idx)
-            if self.is_absorbed(S):
-                output, weights = self.absorbed_attention(q_nope, q_pe, latent, k_pe, attention_mask)
-                return self.o_proj(output), weights
+            joint = getattr(past_key_values.layers[self.layer_idx], "joint", None)
+        if self.is_absorbed(S, latent.shape[2]):
+            joint = torch.cat([latent, k_pe], dim=-1) if joint is None else joint
+            return self.o_proj(self.absorbed_attention(q_nope, q_pe, joint, attention_mask)), None
 
         key, value = self.expand_kv(latent, k_pe)
+        # The fused kernels want one head dim: without it sdpa makes the S x T scores in memory
+        is_padded = self.config._attn_implementation in ("sdpa", *FLASH) and self.qk_head_dim > self.v_head_dim
+        if is_padded:
+            value = F.pad(value, (0, self.qk_head_dim - self.v_head_dim))
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         output, weights = attention(
             self,
@@ -109,6 +118,8 @@ class R1LlamaLatentAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
+        if is_padded:
+            output = output[..., : self.v_head_dim]
         return self.o_proj(output.reshape(B, S, -1)), weights
 
     def expand_kv(self, latent: torch.Tensor, k_pe: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,34 +128,51 @@ class R1LlamaLatentAttention(nn.Module):
         k_nope, value = expanded.split([self.qk_nope_head_dim, self.v_head_dim], dim=-1)
         return torch.cat([k_nope, k_pe.expand(-1, self.num_heads, -1, -1)], dim=-1), value
 
-    def is_absorbed(self, num_queries: int) -> bool:
-        """Whether absorbing costs fewer multiplications than expanding: S (2r - dn - dv) < r (dn + dv)."""
-        expanded_dim = self.qk_nope_head_dim + self.v_head_dim
-        return (
-            not torch.is_grad_enabled()
-            and self.config._attn_implementation in ("sdpa", "eager")
-            and num_queries <= MAX_ABSORBED_QUERIES
-            and num_queries * (2 * self.kv_lora_rank - expanded_dim) < self.kv_lora_rank * expanded_dim
-        )
+    def is_absorbed(self, S: int, T: int) -> bool:
+        """Whether absorbing costs fewer multiplications than expanding.
 
-    def absorbed_attention(self, q_nope, q_pe, latent, k_pe, attention_mask):
-        """Attention over the cache as it is: `q_nope` `(B, H, S, dn)`, `q_pe` `(B, H, S, dr)`, `latent`
-        `(B, 1, T, r)`, `k_pe` `(B, 1, T, dr)`. Returns `(B, S, H * dv)` and the weights `(B, H, S, T)`."""
-        S, T = q_nope.shape[2], latent.shape[2]
+        For one head, expanding takes `T r (dn + dv)` to make keys and values and `S T (dn + dr + dv)` to use them;
+        absorbing takes `S r (dn + dv)` for queries and outputs and `S T (2r + dr)` in between. A rank of less than
+        half of dn + dv is always absorbed, also in training.
+        """
+        implementation = self.config._attn_implementation
+        if implementation != "sdpa" and not (implementation in FLASH and S == 1):
+            return False
+        r, expanded_dim = self.kv_lora_rank, self.qk_nope_head_dim + self.v_head_dim
+        return S * T * (2 * r - expanded_dim) < r * expanded_dim * (T - S)
+
+    def absorbed_attention(self, q_nope, q_pe, joint, attention_mask):
+        """Attention over the latents as they are.
+
+        Args:
+            q_nope: `(B, H, S, dn)`.
+            q_pe: `(B, H, S, dr)`, rotated.
+            joint: latents and rotary keys, `(B, 1, T, r + dr)`.
+            attention_mask: as sdpa takes it, or `(B, T)`; None is causal.
+
+        Returns: `(B, S, H * dv)`.
+        """
+        S = q_nope.shape[2]
         up_k, up_v = self.up_projections().split([self.qk_nope_head_dim, self.v_head_dim], dim=1)
-        q_latent = q_nope @ up_k  # (B, H, S, r)
-        # All heads read one latent: fold them into the query axis, so that the cache is one operand, never copied.
-        scores = q_latent.flatten(1, 2) @ latent.squeeze(1).mT + q_pe.flatten(1, 2) @ k_pe.squeeze(1).mT
-        scores = scores.unflatten(1, (self.num_heads, S)) * self.scaling
-        if attention_mask is None and S > 1:  # sdpa's meaning of None: causal, aligned to the first key
-            attention_mask = torch.ones(S, T, dtype=torch.bool, device=scores.device).tril()
-        if attention_mask is not None and attention_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-        elif attention_mask is not None:
-            scores = scores + attention_mask
-        weights = scores.softmax(-1, dtype=torch.float32).to(latent.dtype)
-        output = (weights.flatten(1, 2) @ latent.squeeze(1)).unflatten(1, (self.num_heads, S)) @ up_v.mT
-        return output.transpose(1, 2).flatten(2), weights
+        query = torch.cat([torch.einsum("bhsd,hdr->bhsr", q_nope, up_k), q_pe], dim=-1)
+        if attention_mask is not None and attention_mask.dim() == 2:  # FlashAttention's
+            attention_mask = attention_mask[:, None, None].bool()
+        if S == 1:  # heads as queries: the latents are read once, not once a head
+            query = query.transpose(1, 2)
+        else:
+            joint = joint.expand(-1, self.num_heads, -1, -1)
+        output = F.scaled_dot_product_attention(
+            query,
+            joint.to(query.dtype),
+            joint.to(query.dtype),
+            attn_mask=attention_mask,
+            dropout_p=self.attention_dropout if self.training else 0.0,
+            is_causal=attention_mask is None and S > 1,
+            scale=self.scaling,
+        )[..., : self.kv_lora_rank]
+        if S == 1:
+            output = output.transpose(1, 2)
+        return torch.einsum("bhsr,hvr->bshv", output, up_v).flatten(2)
 
     def up_projections(self) -> torch.Tensor:
         """`kv_b_proj` as `(H, dn + dv, r)`, adapters and quantisation included."""

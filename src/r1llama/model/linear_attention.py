@@ -17,7 +17,7 @@ Shapes: B batch, H heads, S new tokens, D head dim, N chunks, C tokens a chunk.
 
 import torch
 from torch.nn import functional as F
-from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionLayer
+from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb, repeat_kv
 
 FEATURE_MAPS = {"elu": lambda x: F.elu(x) + 1, "relu": F.relu}
@@ -141,40 +141,3 @@ class R1LlamaLinearAttention(LlamaAttention):
 
         output = output.transpose(1, 2).flatten(2).to(hidden_states.dtype)
         return self.o_proj(output), None
-
-
-class CountingLinearAttentionLayer(LinearAttentionLayer, CacheLayerMixin):
-    """A linear layer's cache that also counts its tokens."""
-
-    is_compileable = True
-    supports_early_init = False
-
-    def __init__(self):
-        CacheLayerMixin.__init__(self)
-        LinearAttentionLayer.__init__(self)
-        self.num_tokens = 0
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        raise TypeError("a linear-attention layer has a state, not keys and values: call update_recurrent_state")
-
-    def update_recurrent_state(self, recurrent_states, state_idx=0, num_tokens=0):
-        self.num_tokens += num_tokens
-        return super().update_recurrent_state(recurrent_states, state_idx)
-
-    def get_seq_length(self):
-        return self.num_tokens
-
-    def get_mask_sizes(self, query_length):
-        return self.num_tokens + query_length, 0
-
-    def reset(self):
-        super().reset()
-        self.num_tokens = 0
-
-
-def count_tokens(cache: Cache) -> Cache:
-    """Let `cache` know its length, in place, even if all of its layers are linear: transformers counts in attention
-    layers alone and raises where there are none."""
-    if cache.layers and not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
-        cache.layers[0] = CountingLinearAttentionLayer()
-    return cache

@@ -48,10 +48,11 @@ from transformers.utils import logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .cache import prepare_cache
 from .configuration import R1LlamaConfig
 from .experts import R1LlamaExperts, R1LlamaMoE, R1LlamaRouter
 from .latent_attention import R1LlamaLatentAttention
-from .linear_attention import R1LlamaLinearAttention, count_tokens
+from .linear_attention import R1LlamaLinearAttention
 
 logger = logging.get_logger(__name__)
 
@@ -161,13 +162,15 @@ class R1LlamaModel(R1LlamaPreTrainedModel, LlamaModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
 
+        if past_key_values is not None:
+            prepare_cache(past_key_values, self.config)
         if position_ids is None:
-            past_length = 0 if past_key_values is None else count_tokens(past_key_values).get_seq_length()
+            past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_length
             position_ids = position_ids.unsqueeze(0)
         masks, segment_ids = self.make_masks(inputs_embeds, attention_mask, position_ids, past_key_values)
         if use_cache and past_key_values is None:
-            past_key_values = count_tokens(DynamicCache(config=self.config))
+            past_key_values = prepare_cache(DynamicCache(config=self.config), self.config)
 
         rotary = {"full_attention": self.rotary_emb(inputs_embeds, position_ids)}
         if hasattr(self, "linear_rotary_emb"):
@@ -242,7 +245,7 @@ class R1LlamaForCausalLM(R1LlamaPreTrainedModel, LlamaForCausalLM):
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         if isinstance(model_kwargs.get("past_key_values"), Cache):
-            count_tokens(model_kwargs["past_key_values"])
+            prepare_cache(model_kwargs["past_key_values"], self.config)
 
 
 class R1LlamaForSequenceClassification(GenericForSequenceClassification, R1LlamaPreTrainedModel):
