@@ -30,7 +30,8 @@ class R1LlamaRouter(nn.Module):
         """Router logits `(T, E)`, weights `(T, K)` and expert ids `(T, K)` of `hidden_states` `(..., D)`."""
         config = self.config
         x_TD = hidden_states.reshape(-1, hidden_states.shape[-1])
-        with torch.autocast(x_TD.device.type, enabled=False):  # a rounded logit sends the token elsewhere
+        device = self.e_score_correction_bias.device.type  # not of x, a proxy while vLLM traces this
+        with torch.autocast(device, enabled=False):  # a rounded logit sends the token elsewhere
             logits_TE = F.linear(x_TD.float(), self.weight.float())
         scores_TE = logits_TE.sigmoid() if config.scoring_func == "sigmoid" else logits_TE.softmax(-1)
         choice_TE = scores_TE + self.e_score_correction_bias

@@ -92,7 +92,8 @@ class R1LlamaLatentAttention(nn.Module):
         latent = self.kv_a_layernorm(latent).unsqueeze(1)  # (B, 1, S, r): one head, which every cache class takes
         k_pe = k_pe.unsqueeze(1)
         rotate = apply_rotary_pos_emb_interleave if self.config.rope_interleave else apply_rotary_pos_emb
-        q_pe, k_pe = rotate(q_pe, k_pe, *position_embeddings)
+        cos, sin = position_embeddings  # unpacked by name: vLLM traces this function
+        q_pe, k_pe = rotate(q_pe, k_pe, cos, sin)
 
         joint = None
         if past_key_values is not None:
