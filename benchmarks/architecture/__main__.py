@@ -13,7 +13,7 @@ import time
 
 import torch
 
-SECTIONS = ()
+SECTIONS = ("latent",)
 
 
 def main():
