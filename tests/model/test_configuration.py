@@ -36,6 +36,9 @@ WRONG = [
     ({"num_experts": 4, "router_bias_update_rate": -1.0}, "router_bias_update_rate", "0 or more"),
     ({"num_experts": 4, "scoring_func": "tanh"}, "scoring_func", "use 'sigmoid'"),
     ({"num_experts": 4, "router_aux_loss_coef": 0.01}, "router_aux_loss_coef", "router_bias_update_rate"),
+    ({"num_mtp_layers": -1}, "num_mtp_layers", "0 (off)"),
+    ({"num_mtp_layers": 4}, "num_mtp_layers", "up to num_hidden_layers"),
+    ({"mtp_loss_coef": -0.1}, "mtp_loss_coef", "0 or more"),
     ({"rope_parameters": YARN}, "original_max_position_embeddings", "context length"),
     ({"rope_scaling": YARN}, "original_max_position_embeddings", "context length"),
 ]

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from r1llama.training import grpo, sft
 
@@ -176,6 +176,23 @@ def test_experts_are_balanced_and_measured(stage, expert_dir, tmp_path):
     main, recipe = stage
     main(argv(recipe, tmp_path / "r.yaml", model_name_or_path=str(expert_dir)))
     assert_balanced(tmp_path / "out")
+
+
+def test_multi_token_prediction_learns_in_sft_and_rests_in_grpo(stage, expert_dir, tmp_path):
+    main, recipe = stage
+    start = tmp_path / "start"
+    shutil.copytree(expert_dir, start)
+    config = AutoConfig.from_pretrained(start, num_mtp_layers=1)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(start)
+    main(argv(recipe, tmp_path / "r.yaml", model_name_or_path=str(start)))
+    before, after = weights(start), weights(tmp_path / "out")
+    assert before.keys() == after.keys()
+    names = [name for name in before if name.startswith("mtp.") and "bias" not in name]
+    assert len(names) > 10
+    moved = [not torch.equal(before[name], after[name]) for name in names]
+    assert all(moved) if main is sft.main else not any(moved)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_mtp_layers == 1
 
 
 @pytest.mark.parametrize("load_in_4bit", [False, True])

@@ -60,6 +60,9 @@ class R1LlamaConfig(LlamaConfig):
             recomputes the routing by softmax and top-k, which a sigmoid router with a bias does not do.
         router_bias_update_rate (`float`, defaults to 1e-3):
             Step of the loss-free balancing of the experts; 0 freezes the bias. See `r1llama.model.balancing`.
+        num_mtp_layers (`int`, defaults to 0):
+            Layers of multi-token prediction after the last one; see `r1llama.model.multi_token`.
+        mtp_loss_coef (`float`, defaults to 0.3): Weight of their loss beside the language loss.
 
     ```python
     >>> from r1llama import R1LlamaConfig, R1LlamaForCausalLM
@@ -95,6 +98,13 @@ class R1LlamaConfig(LlamaConfig):
     output_router_logits: bool = False
     router_aux_loss_coef: float = 0.0
     router_bias_update_rate: float = 1e-3
+
+    num_mtp_layers: int = 0
+    mtp_loss_coef: float = 0.3
+
+    @property
+    def mtp_layer_types(self) -> list[str]:
+        return ["full_attention"] * self.num_mtp_layers
 
     def __post_init__(self, **kwargs):
         if self.num_attention_heads < 1:
@@ -144,6 +154,13 @@ class R1LlamaConfig(LlamaConfig):
             self._validate_latent_attention()
         if self.num_experts:
             self._validate_experts()
+        if not 0 <= self.num_mtp_layers <= self.num_hidden_layers:
+            raise ValueError(
+                f"num_mtp_layers is {self.num_mtp_layers}: set it to 0 (off) up to num_hidden_layers "
+                f"({self.num_hidden_layers})"
+            )
+        if self.mtp_loss_coef < 0:
+            raise ValueError(f"mtp_loss_coef is {self.mtp_loss_coef}: set it to 0 or more")
 
     def _validate_layer_types(self):
         if len(self.layer_types) != self.num_hidden_layers:

@@ -53,6 +53,7 @@ from .configuration import R1LlamaConfig
 from .experts import R1LlamaExperts, R1LlamaMoE, R1LlamaRouter
 from .latent_attention import R1LlamaLatentAttention
 from .linear_attention import R1LlamaLinearAttention
+from .multi_token import R1LlamaMTP
 
 logger = logging.get_logger(__name__)
 
@@ -78,7 +79,7 @@ class R1LlamaDecoderLayer(LlamaDecoderLayer):
     def __init__(self, config: R1LlamaConfig, layer_idx: int):
         GradientCheckpointingLayer.__init__(self)
         self.hidden_size = config.hidden_size
-        if config.layer_types[layer_idx] == "linear_attention":
+        if [*config.layer_types, *config.mtp_layer_types][layer_idx] == "linear_attention":
             self.self_attn = R1LlamaLinearAttention(config, layer_idx)
         elif config.kv_lora_rank is not None:
             self.self_attn = R1LlamaLatentAttention(config, layer_idx)
@@ -95,6 +96,9 @@ class R1LlamaPreTrainedModel(LlamaPreTrainedModel):
     config: R1LlamaConfig
     _no_split_modules = ["R1LlamaDecoderLayer"]
     _keep_in_fp32_modules_strict = ["e_score_correction_bias"]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^mtp\."
+    ]  # only `R1LlamaForCausalLM` has them; transformers' MTP looks here
     _can_set_experts_implementation_cached_value = True  # transformers greps this file for a decorator of another
     _can_record_outputs = {
         "hidden_states": R1LlamaDecoderLayer,
@@ -129,6 +133,7 @@ class R1LlamaModel(R1LlamaPreTrainedModel, LlamaModel):
         self.rotary_emb = R1LlamaRotaryEmbedding(config, rotary_dim)
         if config.linear_use_rope and "linear_attention" in config.layer_types:
             self.linear_rotary_emb = R1LlamaRotaryEmbedding(config, config.head_dim)
+        self.has_full_attention = "full_attention" in [*config.layer_types, *config.mtp_layer_types]
         self.gradient_checkpointing = False
         self.forwards_since_balancing = 0
         # Plain attributes for trainers, see `auxiliary_loss`: detached values of the last training forward, by name,
@@ -208,7 +213,7 @@ class R1LlamaModel(R1LlamaPreTrainedModel, LlamaModel):
             "position_ids": position_ids,
         }
         masks = {
-            "full_attention": create_causal_mask(**arguments) if "full_attention" in self.config.layer_types else None,
+            "full_attention": create_causal_mask(**arguments) if self.has_full_attention else None,
             "linear_attention": create_recurrent_attention_mask(**arguments),
         }
         segment_ids = None
@@ -240,9 +245,15 @@ class R1LlamaForCausalLM(R1LlamaPreTrainedModel, LlamaForCausalLM):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         # A recurrent state cannot be rolled back: `generate` then refuses assisted decoding, in words
         self._is_stateful = "linear_attention" in config.layer_types
+        if config.num_mtp_layers:
+            self.mtp = R1LlamaMTP(config, R1LlamaDecoderLayer)
+            self.register_forward_pre_hook(self.mtp.keep_labels, with_kwargs=True)
+            self.model.register_forward_hook(self.mtp.join_training, with_kwargs=True)
         self.post_init()
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        if generation_config.use_mtp and not self.config.num_mtp_layers:
+            raise ValueError("use_mtp: this model has no layers to draft with (its config has num_mtp_layers 0)")
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         if isinstance(model_kwargs.get("past_key_values"), Cache):
             prepare_cache(model_kwargs["past_key_values"], self.config)

@@ -77,6 +77,8 @@ def main(argv: list[str]) -> dict[str, float]:
         processing_class=tokenizer,
         **stage.adapters(model_args),
     )
+    if getattr(trainer.model, "mtp", None) is not None:
+        trainer.model.mtp.requires_grad_(False)  # its loss would imitate every rollout, whatever the reward
     trainer.add_callback(RewardAlarm(trainer))
     if args.log_completions_steps:
         path = Path(training_args.output_dir) / "completions" / "rollouts.jsonl"
