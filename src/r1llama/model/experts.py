@@ -8,13 +8,21 @@ Shapes: T tokens, E experts, K experts a token, D hidden, I width of an expert.
 """
 
 import copy
+from types import SimpleNamespace
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
+from transformers.integrations.moe import (
+    ALL_EXPERTS_FUNCTIONS,
+    batched_mm_experts_forward,
+    grouped_mm_experts_forward,
+)
 from transformers.models.llama.modeling_llama import LlamaMLP
+
+from .experts_cpu import cpu_experts
 
 
 class R1LlamaRouter(nn.Module):
@@ -55,8 +63,9 @@ class R1LlamaRouter(nn.Module):
 
 @use_experts_implementation
 class R1LlamaExperts(nn.Module):
-    """E SwiGLU MLPs in two tensors. transformers' experts interface supplies the fast paths (`grouped_mm`, ...); the
-    forward below is their naive twin, "eager"."""
+    """E SwiGLU MLPs in two tensors. The fast paths come through transformers' experts interface: "r1llama" below, the
+    default, "grouped_mm", "batched_mm", ...; `model.set_experts_implementation` chooses. This forward is their naive
+    twin, "eager"."""
 
     def __init__(self, config):
         super().__init__()
@@ -78,6 +87,39 @@ class R1LlamaExperts(nn.Module):
             y = F.linear(self.act_fn(gate) * up, down) * weights_TK[tokens, slots, None]
             output_TD = output_TD.index_add(0, tokens, y.to(output_TD.dtype))
         return output_TD
+
+
+def fastest_experts(
+    self: R1LlamaExperts, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor
+) -> torch.Tensor:
+    """The backend "r1llama", the default: what was measured to be fastest.
+
+    On a CPU our own op, at every number of tokens (`python -m benchmarks.architecture --only experts`). Elsewhere
+    `grouped_mm` for prefill and training, and `batched_mm` for decode: it copies the weights of T * K experts, which
+    pays while those are no more than the layer has, T * K <= E (transformers' own measurements; none of ours).
+    None of them waits for the device, and each touches all experts' tensors in every backward pass.
+
+    Autocast reaches the experts here, as it reaches any linear layer; in transformers' backends it does not, and
+    mixed precision would multiply in fp32. While decoding the weights stay as they are: to cast all experts for a few
+    tokens costs more than it saves.
+    """
+    is_decode = not torch.is_grad_enabled() and ids_TK.numel() <= self.num_experts
+    gate_up_proj, down_proj = self.gate_up_proj, self.down_proj
+    if torch.is_autocast_enabled(x_TD.device.type) and not is_decode:
+        dtype = torch.get_autocast_dtype(x_TD.device.type)
+        gate_up_proj, down_proj = gate_up_proj.to(dtype), down_proj.to(dtype)
+    x_as_weights_TD = x_TD.to(gate_up_proj.dtype)
+    if x_TD.device.type == "cpu" and self.config.hidden_act == "silu":
+        return cpu_experts(x_as_weights_TD, ids_TK, weights_TK, gate_up_proj, down_proj)[0].to(x_TD.dtype)
+    experts = SimpleNamespace(
+        **vars(self) | {"gate_up_proj": gate_up_proj, "down_proj": down_proj, "_apply_gate": self._apply_gate}
+    )
+    is_batched = is_decode and x_TD.device.type != "cpu"
+    backend = batched_mm_experts_forward if is_batched else grouped_mm_experts_forward
+    return backend(experts, x_as_weights_TD, ids_TK, weights_TK).to(x_TD.dtype)
+
+
+ALL_EXPERTS_FUNCTIONS.register("r1llama", fastest_experts)
 
 
 class R1LlamaMoE(nn.Module):

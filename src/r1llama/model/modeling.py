@@ -109,6 +109,9 @@ class R1LlamaPreTrainedModel(LlamaPreTrainedModel):
         "router_logits": OutputRecorder(R1LlamaRouter, index=0),
     }
 
+    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
+        return super().get_correct_experts_implementation(requested_experts or "r1llama")
+
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
