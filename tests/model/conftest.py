@@ -34,7 +34,13 @@ ATTENTION = {
     },
     "linear": {"layer_types": [LINEAR] * 3},
     "linear-rope": {"layer_types": [LINEAR] * 3, "linear_use_rope": True},
-    "grouped+linear": {"layer_types": [FULL, LINEAR, LINEAR], "linear_feature_map": "relu"},
+    "grouped+linear": {"layer_types": [FULL, LINEAR, LINEAR], "linear_feature_map": "relu", "linear_decay": True},
+    "linear-window": {
+        "layer_types": [LINEAR] * 3,
+        "linear_feature_map": "hedgehog",
+        "linear_decay": True,
+        "linear_window": 7,
+    },
     "latent+linear": {"kv_lora_rank": 12, "layer_types": [LINEAR, FULL, LINEAR], "linear_use_rope": True},
 }
 MLP = {
@@ -59,6 +65,7 @@ SWITCHES = {
     for m in MLP
     for r in ROPE
     if not (a == "linear" and r == "yarn")  # no positions, no YaRN
+    and not (a == "linear-window" and (m, r) != ("experts", "yarn"))
 }
 
 

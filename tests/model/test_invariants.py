@@ -214,6 +214,8 @@ def test_save_and_load(switches, dtype, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(loaded) is type(model)
+    for parameter in loaded.parameters():
+        parameter.data = parameter.data.clone()  # as aligned in memory as the model's, or products round otherwise
     ids = tokens(2, 15)
     assert torch.equal(loaded.eval()(ids).logits, model(ids).logits)
 

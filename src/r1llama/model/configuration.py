@@ -37,11 +37,20 @@ class R1LlamaConfig(LlamaConfig):
         layer_types (`list[str]`, *optional*):
             "full_attention" or "linear_attention" for each layer. Defaults to full attention everywhere.
         linear_feature_map (`str`, defaults to `"elu"`):
-            phi of the linear-attention layers: "elu" (elu(x) + 1) or "relu".
+            phi of the linear-attention layers: "elu" (elu(x) + 1), "relu", or "hedgehog", which is learned:
+            [softmax(W x), softmax(-W x)] with a W for each head, the identity at first (arXiv:2402.04347).
         linear_use_rope (`bool`, defaults to `False`):
             Rotate phi(q) and phi(k) in the numerator of linear attention, never in its denominator, which stays
             positive (arXiv:2104.09864, section 3.3). Without it those layers know order only through causality, which
             is enough beside full-attention layers.
+        linear_decay (`bool`, defaults to `False`):
+            Past tokens fade in linear attention, by 1 - 2^(-5 - head) a token for each key head (RetNet,
+            arXiv:2307.08621), in the numerator and in the denominator alike.
+        linear_window (`int`, *optional*):
+            The last tokens, this many, that linear-attention layers weigh by softmax, exactly as Llama; the linear
+            part sees those before, without positions (after LoLCATs, arXiv:2410.10254). A shorter text gets Llama's
+            output, which makes this the form to convert a pretrained Llama to. Best with "hedgehog". `None`: no
+            softmax.
         num_experts (`int`, defaults to 0):
             Routed experts in each layer from `first_k_dense_replace` on. 0: dense.
         num_experts_per_tok (`int`, defaults to 2): Experts that each token is routed to.
@@ -84,6 +93,8 @@ class R1LlamaConfig(LlamaConfig):
     layer_types: list[str] | None = None
     linear_feature_map: str = "elu"
     linear_use_rope: bool = False
+    linear_decay: bool = False
+    linear_window: int | None = None
 
     num_experts: int = 0
     num_experts_per_tok: int = 2
@@ -171,12 +182,34 @@ class R1LlamaConfig(LlamaConfig):
         unknown = sorted(set(self.layer_types) - set(LAYER_TYPES))
         if unknown:
             raise ValueError(f"layer_types has unknown {unknown}: use {' or '.join(LAYER_TYPES)}")
-        if self.linear_feature_map not in ("elu", "relu"):
-            raise ValueError(f"linear_feature_map is {self.linear_feature_map!r}: use 'elu' or 'relu'")
+        self._validate_linear_attention()
+
+    def _validate_linear_attention(self):
+        if self.linear_feature_map not in ("elu", "relu", "hedgehog"):
+            raise ValueError(f"linear_feature_map is {self.linear_feature_map!r}: use 'elu', 'relu' or 'hedgehog'")
+        if self.linear_window is not None and self.linear_window < 1:
+            raise ValueError(
+                f"linear_window is {self.linear_window}: set it to 1 or more, or to null to switch it off"
+            )
+        if self.linear_use_rope and self.linear_window is not None:
+            raise ValueError(
+                "linear_use_rope with linear_window would rotate twice: a window has Llama's positions already. Set "
+                "linear_use_rope to false"
+            )
         if self.linear_use_rope and self.linear_feature_map == "relu":
             raise ValueError(
                 "linear_use_rope with linear_feature_map 'relu' divides by zero: the denominator of features without "
                 "common channels vanishes, the rotated numerator does not. Set linear_feature_map to 'elu'"
+            )
+        if self.linear_use_rope and self.linear_feature_map == "hedgehog":
+            raise ValueError(
+                "linear_use_rope with linear_feature_map 'hedgehog': its features have no rotary pairs. Set "
+                "linear_use_rope to false; linear_window brings positions"
+            )
+        if "linear_attention" not in self.layer_types and (self.linear_decay or self.linear_window is not None):
+            field = "linear_decay" if self.linear_decay else "linear_window"
+            raise ValueError(
+                f"{field} without a linear layer: put 'linear_attention' into layer_types, or unset {field}"
             )
 
     def _validate_latent_attention(self):

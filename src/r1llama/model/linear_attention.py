@@ -1,94 +1,42 @@
 """Linear attention: softmax replaced by a kernel phi(q).phi(k), so that the past fits in one small matrix.
 
-    o_t = sum_{i<=t} (phi(q_t).phi(k_i)) v_i / sum_{i<=t} phi(q_t).phi(k_i)          (arXiv:2006.16236)
+The sums and their naive, chunked and recurrent forms are in `linear_functions`; here is the layer around them, with
+the choices that a config makes:
 
-Three forms that give the same numbers:
-    naive      the sums as written, O(S^2); for tests and for reading
-    chunked    S^2 inside chunks, a running state between them, O(S); training and prefill
-    recurrent  one token against the state, O(1); decode
+    linear_feature_map   phi: elu(x) + 1, relu(x), or learned: [softmax(W x), softmax(-W x)]
+    linear_use_rope      phi(q) and phi(k) are rotated in the numerator, and not in the denominator
+    linear_decay         a token of the past fades, at a fixed rate for each key head
+    linear_window        softmax attention, with Llama's positions, over the last tokens; linear over those before
 
-The state is `(B, H, D, D + 1)`: sum phi(k_i) v_i^T, and the normaliser sum phi(k_i) as one more column. It is fp32
-whatever the model's dtype: a bf16 sum stops growing after a few hundred tokens.
+The cache is constant in size: the state, and under a window its keys and values. The state is fp32 whatever the
+model's dtype: a bf16 sum stops growing after a few hundred tokens.
 
-With rotary positions, `q_rot` and `k_rot` (phi rotated) take the place of `q` and `k` in the numerator alone.
-
-Shapes: B batch, H heads, S new tokens, D head dim, N chunks, C tokens a chunk.
+Shapes: B batch, H heads, K key heads, S new tokens, D head dim, W window.
 """
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers.cache_utils import Cache
-from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb, repeat_kv
+from transformers.models.deepseek_v2.modeling_deepseek_v2 import yarn_apply_mscale
+from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
 
-FEATURE_MAPS = {"elu": lambda x: F.elu(x) + 1, "relu": F.relu}
-EPS = 1e-6  # least denominator: relu features may all be zero, and so are those of padding
+from .linear_functions import linear_sums, normalise, window_sums
 
-
-def naive_linear_attention(q, k, v, q_rot, k_rot, segment_ids=None):
-    """The definition. Arguments as in [`chunked_linear_attention`]; returns the output alone."""
-    S = q.shape[2]
-    mask_SS = torch.ones(S, S, dtype=torch.bool, device=q.device).tril()
-    if segment_ids is not None:
-        mask_SS = mask_SS & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
-    numerator = (q_rot @ k_rot.mT).masked_fill(~mask_SS, 0) @ v
-    denominator = (q @ k.mT).masked_fill(~mask_SS, 0).sum(-1, keepdim=True)
-    return numerator / denominator.clamp_min(EPS)
+FEATURE_MAPS = {"elu": lambda x: F.elu(x).add_(1), "relu": F.relu}
 
 
-def chunked_linear_attention(q, k, v, q_rot, k_rot, state=None, segment_ids=None, chunk_size=64):
-    """Causal linear attention over `S` tokens, in chunks.
+class HedgehogFeatureMap(nn.Module):
+    """phi(x) = [softmax(W x), softmax(-W x)] with a learned W for each head, the identity at first (arXiv:2402.04347).
+    `(B, heads, S, D)` to `(B, heads, S, 2 D)`, in fp32."""
 
-    Args:
-        q, k: features phi, fp32 `(B, H, S, D)`; `k` is zero where a token is padding.
-        v: values `(B, H, S, D)`.
-        q_rot, k_rot: the features of the numerator; `q` and `k` themselves without rotary positions.
-        state: `(B, H, D, D + 1)` of the tokens before, or None.
-        segment_ids: `(B, S)` non-decreasing ids of packed documents, which never see each other, or None.
-        chunk_size: tokens a chunk.
+    def __init__(self, num_heads, head_dim):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(head_dim).repeat(num_heads, 1, 1))
 
-    Returns: output `(B, H, S, D)` and the state after the last token (of its document).
-    """
-    S = q.shape[2]
-    C = min(chunk_size, S)
-    pad = -S % C
-    q, k, v, q_rot, k_rot = (F.pad(x, (0, 0, 0, pad)).unflatten(2, (-1, C)) for x in (q, k, v, q_rot, k_rot))
-
-    mask = torch.ones(C, C, dtype=torch.bool, device=q.device).tril()
-    k_state, k_rot_state = k, k_rot
-    if segment_ids is not None:
-        segment_ids = F.pad(segment_ids, (0, pad), mode="replicate" if pad else "constant").unflatten(1, (-1, C))
-        last_BN = segment_ids[:, :, -1]
-        mask = mask & (segment_ids[:, None, :, :, None] == segment_ids[:, None, :, None, :])
-        in_last = (segment_ids == last_BN[:, :, None])[:, None, :, :, None]  # the rest of a chunk never leaves it
-        k_state, k_rot_state = k * in_last, k_rot * in_last
-
-    numerator = (q_rot @ k_rot.mT).masked_fill(~mask, 0) @ v
-    denominator = (q @ k.mT).masked_fill(~mask, 0).sum(-1, keepdim=True)
-
-    sums = torch.cat([k_rot_state.mT @ v, k_state.sum(-2)[..., None]], dim=-1)  # (B, H, N, D, D + 1)
-    if segment_ids is None:
-        first = torch.zeros_like(sums[:, :, :1]) if state is None else state[:, :, None]
-        states = torch.cat([first, sums], dim=2).cumsum(2)
-        before, after = states[:, :, :-1], states[:, :, -1]
-        reads = q, q_rot
-    else:
-        N = last_BN.shape[1]
-        earlier = torch.ones(N, N, dtype=torch.bool, device=q.device).tril()
-        same_BNN = (earlier & (last_BN[:, :, None] == last_BN[:, None, :])).to(q.dtype)
-        states = torch.einsum("bnm,bhmde->bhnde", same_BNN, sums)
-        before, after = F.pad(states[:, :, :-1], (0, 0, 0, 0, 1, 0)), states[:, :, -1]
-        open_BN = F.pad(last_BN[:, :-1], (1, 0), value=-1)  # the document that each chunk finds open
-        goes_on = (segment_ids == open_BN[:, :, None])[:, None, :, :, None]
-        reads = q * goes_on, q_rot * goes_on
-    numerator = numerator + reads[1] @ before[..., :-1]
-    denominator = denominator + reads[0] @ before[..., -1:]
-    return (numerator / denominator.clamp_min(EPS)).flatten(2, 3)[:, :, :S], after
-
-
-def recurrent_linear_attention(q, k, v, q_rot, k_rot, state):
-    """One token (`S` = 1) against the state. Arguments and results as in [`chunked_linear_attention`]."""
-    state = state + torch.cat([k_rot.mT @ v, k.mT], dim=-1)
-    return (q_rot @ state[..., :-1]) / (q @ state[..., -1:]).clamp_min(EPS), state
+    def forward(self, x):
+        x = x @ self.weight.mT.to(x.dtype)
+        return torch.cat([x.softmax(-1), (-x).softmax(-1)], dim=-1)
 
 
 class R1LlamaLinearAttention(LlamaAttention):
@@ -96,7 +44,16 @@ class R1LlamaLinearAttention(LlamaAttention):
 
     def __init__(self, config, layer_idx):
         super().__init__(config, layer_idx)
-        self.feature_map = FEATURE_MAPS[config.linear_feature_map]
+        if config.linear_feature_map == "hedgehog":
+            self.q_feature_map = HedgehogFeatureMap(config.num_attention_heads, self.head_dim)
+            self.k_feature_map = HedgehogFeatureMap(config.num_key_value_heads, self.head_dim)
+        else:
+            self.q_feature_map = self.k_feature_map = FEATURE_MAPS[config.linear_feature_map]
+        self.window = config.linear_window
+        if self.window is not None:
+            self.scaling = yarn_apply_mscale(config.rope_parameters, self.scaling)
+            # What the window weighs against the past, see `naive_hybrid_attention`
+            self.log_window_weight = nn.Parameter(torch.zeros(config.num_attention_heads))
 
     def forward(
         self,
@@ -118,26 +75,73 @@ class R1LlamaLinearAttention(LlamaAttention):
         """
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query = self.q_proj(hidden_states).view(shape).transpose(1, 2)
-        key = repeat_kv(self.k_proj(hidden_states).view(shape).transpose(1, 2), self.num_key_value_groups)
-        value = repeat_kv(self.v_proj(hidden_states).view(shape).transpose(1, 2), self.num_key_value_groups)
+        key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        value = torch.cat([value, torch.ones_like(value[..., :1])], dim=-1)
+        if attention_mask is not None:
+            value = value * attention_mask[:, None, :, None].to(value.dtype)
 
+        cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
+        attend = self.attend_linear if self.window is None else self.attend_hybrid
         with torch.autocast(hidden_states.device.type, enabled=False):
-            q, k, v = self.feature_map(query.float()), self.feature_map(key.float()), value.float()
-            if attention_mask is not None:
-                k = k * attention_mask[:, None, :, None]
-            q_rot, k_rot = q, k
-            if position_embeddings is not None:
-                q_rot, k_rot = apply_rotary_pos_emb(q, k, *(x.float() for x in position_embeddings))
-
-            cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
-            state = cache.recurrent_states[0] if cache is not None and cache.has_previous_state[0] else None
-            if state is not None and q.shape[2] == 1:
-                output, state = recurrent_linear_attention(q, k, v, q_rot, k_rot, state)
-            else:
-                output, state = chunked_linear_attention(q, k, v, q_rot, k_rot, state, segment_ids)
+            log_decay = self.log_decay(hidden_states, attention_mask) if self.config.linear_decay else None
+            output, state = attend(query, key, value, position_embeddings, cache, log_decay, segment_ids)
         if cache is not None:
-            cache.update_recurrent_state(state, num_tokens=q.shape[2])
+            cache.update_recurrent_state(state, num_tokens=query.shape[2])
             cache.has_previous_state[0] = True  # transformers sets it for convolutions alone
 
         output = output.transpose(1, 2).flatten(2).to(hidden_states.dtype)
         return self.o_proj(output), None
+
+    def log_decay(self, hidden_states, attention_mask):
+        """log(1 - 2^(-5 - head)) for each token, RetNet's rates (arXiv:2307.08621), and 0 for padding: a document ages
+        by its own tokens. `(B or 1, K, S)`."""
+        heads = torch.arange(self.config.num_key_value_heads, device=hidden_states.device)
+        rate_K1 = torch.log1p(-torch.exp2(-5.0 - heads))[:, None]
+        if attention_mask is None:
+            return rate_K1.expand(1, -1, hidden_states.shape[1])
+        return rate_K1 * attention_mask[:, None]
+
+    def attend_linear(self, query, key, value, position_embeddings, cache, log_decay, segment_ids):
+        """Linear attention over the whole past: the output `(B, H, S, D)` and the state `(B, K, features, D + 1)`."""
+        state = cache.recurrent_states[0] if cache is not None and cache.has_previous_state[0] else None
+        q, k, v = self.q_feature_map(query.float()), self.k_feature_map(key.float()), value.float()
+        if position_embeddings is None:
+            sums, state = linear_sums(q, k, v, state, log_decay, segment_ids)
+            return normalise(sums), state
+        q_rot, k_rot = apply_rotary_pos_emb(q, k, *(x.float() for x in position_embeddings))
+        above, below = (None, None) if state is None else (state[..., :-1], state[..., -1:])
+        numerator, above = linear_sums(q_rot, k_rot, v[..., :-1], above, log_decay, segment_ids)
+        denominator, below = linear_sums(q, k, v[..., -1:], below, log_decay, segment_ids)
+        return normalise(torch.cat([numerator, denominator], -1)), torch.cat([above, below], -1)
+
+    def attend_hybrid(self, query, key, value, position_embeddings, cache, log_decay, segment_ids):
+        """Softmax over the window, linear attention over the tokens that have left it. Results as in `attend_linear`.
+
+        A key leaves the window W tokens after it came: keys and values moved on by W tokens are the operands of the
+        linear part. The cache's convolution state, which rolls as a window must, holds `[key rotated_key value 1]`:
+        phi is given queries and keys without positions, because phi of rotated ones would depend on where in the batch
+        a text stands, and not on distances alone.
+        """
+        W, S, D = self.window, query.shape[2], self.head_dim
+        q_rot, k_rot = apply_rotary_pos_emb(query, key, *position_embeddings)
+        new = torch.cat([key, k_rot, value], dim=-1)
+        continues = cache is not None and cache.has_previous_state[0]
+        before = cache.conv_states[0].mT.to(new.dtype) if continues else new.new_zeros(*new.shape[:2], W, new.shape[3])
+        state = cache.recurrent_states[0] if continues else None
+        both = torch.cat([before, new], dim=2)
+        k, k_rot, v = both.float().split([D, D, D + 1], dim=-1)
+
+        v_left, kept = v[:, :, :S], both[:, :, -W:]
+        window_segments = None
+        if segment_ids is not None:
+            window_segments = F.pad(segment_ids, (W, 0), value=-1)
+            v_left = v_left * (window_segments[:, :S] == segment_ids)[:, None, :, None]
+            kept = kept * (window_segments[:, -W:] == segment_ids[:, -1:])[:, None, :, None]
+        sums, state = linear_sums(
+            self.q_feature_map(query.float()), self.k_feature_map(k[:, :, :S]), v_left, state, log_decay, segment_ids
+        )
+        near = window_sums(q_rot.float(), k_rot, v, self.scaling, window_segments)
+        if cache is not None:
+            cache.update_conv_state(kept.mT)
+        return normalise(sums + near * self.log_window_weight.float().exp()[:, None, None]), state

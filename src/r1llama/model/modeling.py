@@ -52,7 +52,7 @@ from .cache import prepare_cache
 from .configuration import R1LlamaConfig
 from .experts import R1LlamaExperts, R1LlamaMoE, R1LlamaRouter
 from .latent_attention import R1LlamaLatentAttention
-from .linear_attention import R1LlamaLinearAttention
+from .linear_attention import HedgehogFeatureMap, R1LlamaLinearAttention
 from .multi_token import R1LlamaMTP
 
 logger = logging.get_logger(__name__)
@@ -122,6 +122,10 @@ class R1LlamaPreTrainedModel(LlamaPreTrainedModel):
         elif isinstance(module, R1LlamaExperts):
             init.normal_(module.gate_up_proj, mean=0.0, std=std)
             init.normal_(module.down_proj, mean=0.0, std=std)
+        elif isinstance(module, HedgehogFeatureMap):
+            init.copy_(module.weight, torch.eye(module.weight.shape[-1]).expand_as(module.weight))
+        elif isinstance(module, R1LlamaLinearAttention) and module.window is not None:
+            init.zeros_(module.log_window_weight)
 
 
 class R1LlamaModel(R1LlamaPreTrainedModel, LlamaModel):
@@ -134,7 +138,8 @@ class R1LlamaModel(R1LlamaPreTrainedModel, LlamaModel):
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         rotary_dim = config.head_dim if config.kv_lora_rank is None else config.qk_rope_head_dim
         self.rotary_emb = R1LlamaRotaryEmbedding(config, rotary_dim)
-        if config.linear_use_rope and "linear_attention" in config.layer_types:
+        has_linear_positions = config.linear_use_rope or config.linear_window is not None
+        if has_linear_positions and "linear_attention" in config.layer_types:
             self.linear_rotary_emb = R1LlamaRotaryEmbedding(config, config.head_dim)
         self.has_full_attention = "full_attention" in [*config.layer_types, *config.mtp_layer_types]
         self.gradient_checkpointing = False
