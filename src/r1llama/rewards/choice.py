@@ -9,7 +9,8 @@ from .numeric import fold, parse_number, strip_latex
 from .text import Completion, aligned, completion_text, is_prefilled, prompt_text
 
 _OPTION = re.compile(
-    r"(?:(?:the\s+)?(?:correct\s+|right\s+|best\s+|final\s+)?(?:option|choice|answer)\s*(?:is|:)?\s*)?"
+    r"(?:(?:la|el|le|die|o|a)\s+(?=[(\[]?[A-Z][)\].]*\s*$))?"
+    r"(?:(?:the\s+)?(?:correct\s+|right\s+|best\s+|final\s+)?(?:option|choice|answer|opción|opção|opzione|вариант|选项)\s*(?:is|:)?\s*)?"
     r"[(\[]?([A-Z])(?:[)\].:]|(?=\s+is\s+(?:the\s+)?(?:correct|right)|$))\s*(.*)$",
     re.IGNORECASE | re.DOTALL,
 )

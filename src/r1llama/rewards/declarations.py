@@ -38,6 +38,7 @@ class Declaration:
     start: int
     end: int
     value_start: int = 0
+    introduced: bool = False  # by a colon, so that a whole statement may follow
 
 
 def marked(section: str) -> tuple[list[Declaration], str]:
@@ -127,7 +128,8 @@ def with_phrases(section: str, declarations: list[Declaration]) -> list[Declarat
         if any(d.start < end and d.end > match.start() for d in declarations):
             continue  # "the answer is \\boxed{42}" is declared by its box
         if value:
-            phrases.append(Declaration(value, "phrase", match.start(), end, match.end()))
+            introduced = section[match.start() : start].rstrip(" *_\n")[-1:] in (":", "：")
+            phrases.append(Declaration(value, "phrase", match.start(), end, match.end(), introduced))
     if len(phrases) == 1 and not declarations:
         return phrases
     strong = [p for p in phrases if not WEAK_PHRASE.search(section, p.start, p.value_start)]
@@ -154,4 +156,4 @@ def _clause(tail: str) -> tuple[str, int]:
 
 
 def several_numbers(text: str) -> bool:
-    return len(re.findall(r"\d+(?:[.,]\d+)*", fold(text))) > 1
+    return len(re.findall(r"\d+(?:[.,:]\d+)*", fold(text))) > 1

@@ -6,27 +6,15 @@ section itself must be one bare value or one plain statement. Everything else fa
 """
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 
+from .context import SENTENCE_END, assert_contrast, doubt_after, doubt_before, doubt_beside, doubt_in, sentence_before
 from .declarations import EMPHASIS, MAX_CLAUSE, MAX_DECLARATIONS, Declaration, marked, several_numbers, with_phrases
+from .lexicon import joins
 from .numeric import parse_number
-from .phrases import (
-    CONCLUSION,
-    HEDGE_AFTER,
-    HEDGE_BEFORE,
-    HYPOTHETICAL,
-    NEGATED_AFTER,
-    NEGATED_BEFORE,
-    NEGATED_VERB,
-    OPINION,
-    OTHER_ANSWER,
-    PHRASE,
-    REPORTED,
-    RETRACTION,
-    SEVERAL,
-    TOTAL,
-)
+from .phrases import CONCLUSION, LEAD, PHRASE, PLAIN_QUALITIES, SEVERAL, TOTAL
 from .statements import stated_number
 
 MAX_SECTION = 200_000  # characters after the thoughts; more is no answer
@@ -49,7 +37,6 @@ class Answer:
     reason: str
 
 
-_SENTENCE_END = re.compile(r"[.!?。！？؟](?=[\s\"')\]*]|$)|\n")
 _N = r"-?\$?\d{1,15}(?:,\d{3}){0,5}(?:\.\d{1,15})?"
 # The sections that most completions have, so plain that nothing in them could take the answer back.
 _PLAIN_SECTION = re.compile(
@@ -62,8 +49,11 @@ _ASIDE = re.compile(r",\s*(?:so|but|because|which|and|or|if|though)\b", re.IGNOR
 _REASONED = re.compile(
     r"([^\s(,]+(?: \w+)?)(?:,? (?:because|since)\b| \((?!or\b|not\b|wrong\b|incorrect\b|maybe\b))", re.I
 )
-_EXAMPLE = re.compile(r"\b(?:e\.?g\.?|example|instance),?\s*\$*$", re.IGNORECASE)
 _STRUCK = re.compile(r"~~[^~]*~~|\\(?:[bx]?cancel|sout|st)\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}")
+_STRUCK_HTML = re.compile(r"<(s|del|strike)>.*?</\1>", re.IGNORECASE | re.DOTALL)
+_SHAPING = "(?:b|i|u|em|strong|mark|p|span|center|big|small|h[1-6]|div)"
+_LOOK = re.compile(rf"(?<!\w)<{_SHAPING}>|</{_SHAPING}>(?!\w)|<br ?/?>", re.IGNORECASE)
+_MATHS_LETTER = re.compile("[\U0001d400-\U0001d7ff]+")
 _BLANK_RUN = re.compile(r"\s+")
 
 
@@ -93,8 +83,7 @@ def extract_answer(text: str, mode: str = "lenient", prefilled: bool = False, pr
         section = _without_echo(section, prompt)
         if not section.strip():
             return Answer(None, None, "echo")
-    if "~~" in section or "cancel" in section or "sout" in section:
-        section = _STRUCK.sub(" ", section)
+    section = _undressed(section)
     declarations, reason = marked(section)
     if reason:
         return Answer(None, None, reason)
@@ -108,6 +97,17 @@ def extract_answer(text: str, mode: str = "lenient", prefilled: bool = False, pr
     if len(declarations) > MAX_DECLARATIONS:
         return Answer(None, None, "ambiguous")
     return _agreed(section, declarations, several)
+
+
+def _undressed(section: str) -> str:
+    """Drop what is struck out, HTML that only changes the look, and fonts; write "not 41 but 42" as "42"."""
+    if not section.isascii():
+        section = _MATHS_LETTER.sub(lambda m: unicodedata.normalize("NFKC", m[0]), section)
+    if "<" in section:
+        section = _LOOK.sub("", _STRUCK_HTML.sub(" ", section))
+    if "~~" in section or "cancel" in section or "sout" in section:
+        section = _STRUCK.sub(" ", section)
+    return assert_contrast(section)
 
 
 def final_section(text: str, prefilled: bool = False) -> tuple[str | None, str]:
@@ -177,9 +177,6 @@ def _agreed(section: str, declarations: list[Declaration], several: bool) -> Ans
             return leaf
     if len(leaves) > 1 and len({value_key(leaf.value or "") for leaf in leaves}) > 1:
         return Answer(None, None, "contradictory")
-    last = max(d.end for d in declarations)
-    if RETRACTION.search(section, last):
-        return Answer(None, None, "negated")
     order = ("answer_tag", "boxed", "hashes", "phrase")
     return min(leaves, key=lambda leaf: order.index(leaf.source or "phrase"))
 
@@ -200,6 +197,8 @@ def _resolve(declaration: Declaration, several: bool) -> Answer:
     if declaration.source != "boxed":
         value = EMPHASIS.sub("", value).strip()
     reason = _doubt(value[:MAX_CLAUSE], several)
+    if not reason and declaration.source == "phrase" and not declaration.introduced and not _leads_up(value):
+        reason = "no_answer"
     if reason:
         return Answer(None, None, reason)
     return Answer(value, declaration.source, "found") if value else Answer(None, None, "empty")
@@ -211,35 +210,34 @@ def _doubt(value: str, several: bool) -> str:
         return "hedged"
     if not several and SEVERAL.search(value):
         return "hedged"
-    number = re.search(r"[-$\\]?\d", value)
-    before, after = (value[: number.start()], value[number.start() :]) if number else (value, "")
-    after = re.sub(r"^[-$\\]?[\d.,]*\d", "", after)
-    if (before and NEGATED_BEFORE.search(before + " ")) or NEGATED_AFTER.match(after):
-        return "negated"
-    if before and NEGATED_VERB.search(before + " " * (not before[-1:].isspace())):
-        return "negated"
-    if HEDGE_BEFORE.search(before) or HYPOTHETICAL.search(before) or HYPOTHETICAL.search(after):
-        return "hedged"
-    return ""
+    number = re.search(r"[-$\\]?\d[\d.,]*", value)
+    if not number:
+        return ""
+    return doubt_before(value[: number.start()]) or doubt_beside(value[number.end() :], several)
+
+
+def _leads_up(value: str) -> bool:
+    """Tell whether only words of a closed list stand before the number in what follows "the answer is".
+
+    Names may ("March 14"); "worth 10 points" and "posted in 2024" say something else about the answer.
+    """
+    lead = re.match(r"[^\d=]*(?=\d)", value)
+    words = re.findall(r"(?<!\\)\b[^\W\d_]+", lead[0]) if lead else []
+    return words[:1] == ["that"] or all(
+        word.lower() in LEAD or word[0].isupper() or not word.islower() for word in words
+    )
 
 
 def _context(section: str, declaration: Declaration, several: bool) -> str:
     """Return why the words around a declaration take it back, or "" when they do not."""
-    before = _SENTENCE_END.split(section[max(0, declaration.start - 200) : declaration.start])[-1]
-    after = section[declaration.end : declaration.end + 200]
-    sentence_after = _SENTENCE_END.search(after)
-    rest = after[: sentence_after.start()] if sentence_after else after
-    if (before and NEGATED_BEFORE.search(before)) or NEGATED_AFTER.match(after):
-        return "negated"
-    if declaration.source == "phrase" and OTHER_ANSWER.match(section, declaration.start):
-        return "negated"
-    if REPORTED.search(before) or _EXAMPLE.search(section, max(0, declaration.start - 20), declaration.start):
-        return "hedged"
-    if HEDGE_BEFORE.search(before) or HYPOTHETICAL.search(before) or (not several and HEDGE_AFTER.match(rest)):
-        return "hedged"
-    if sentence_after and sentence_after[0] in "?？؟":
-        return "hedged"
-    return ""
+    if declaration.source == "phrase":
+        announced = PHRASE.match(section, declaration.start)
+        quality = (announced["quality"] or announced["quality2"] or "").lower() if announced else ""
+        if quality and quality not in PLAIN_QUALITIES and not joins(quality):
+            return "negated"
+    before = sentence_before(section, declaration.start)
+    announcement = section[declaration.start : declaration.value_start] if declaration.source == "phrase" else ""
+    return doubt_before(before, announcement) or doubt_after(section[declaration.end :], several)
 
 
 def value_key(value: str) -> object:
@@ -268,21 +266,24 @@ def _unmarked(section: str, several: bool) -> Answer:
         return Answer(None, None, reason)
     if alone and (parse_number(last) is not None or _ALL_MATHS.fullmatch(last)):
         return Answer(last, "bare", "found")
-    sentences = [s.strip() for s in _SENTENCE_END.split(last) if s.strip()]
+    sentences = [s.strip() for s in SENTENCE_END.split(last) if s.strip()]
     if not sentences:
         return Answer(None, None, "no_answer")
     statement = sentences[-1]
-    if RETRACTION.search(statement) or (not several and SEVERAL.search(statement)):
-        return Answer(None, None, "negated")
+    if not several and SEVERAL.search(statement):
+        return Answer(None, None, "hedged")
     concluding = TOTAL.match(statement) or CONCLUSION.match(statement)
     if concluding:
         statement = statement[concluding.end() :].strip(" ,:=")
+    reason = doubt_in(statement) if re.search(r"\d", statement) else ""
+    if reason:
+        return Answer(None, None, reason)
     reasoned = _REASONED.match(last) if alone else None
     if reasoned and parse_number(reasoned[1]) is not None:
         return Answer(reasoned[1], "bare", "found")
     if stated_number(statement) is not None and not _ASIDE.search(statement):
         equation = "=" in statement
-        if concluding or (alone and len(sentences) == 1 and not OPINION.search(statement)) or equation:
+        if concluding or (alone and len(sentences) == 1) or equation:
             return Answer(statement, "statement", "found")
         return Answer(None, None, "no_answer")
     if several_numbers(statement) and not several:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .declarations import closing_brace
+from .number_words import clock_times
 from .numeric import Number, fold, parse_number, strip_latex
 from .statements import stated_number
 from .structure import compact, normalise, same_shape, shape_of
@@ -94,8 +95,13 @@ def same_number(answer: Number, gold: Number, percent: bool = False) -> Verdict:
 
 
 _SYMBOLS = re.compile(r"[\\^_=+*/|<>{}()\[\]]")
-_LABEL = re.compile(r"^(?:(?:option|choice|answer)\s*)?[(\[]?([A-Ja-j])[)\].:]*$", re.IGNORECASE)
-_DECIMAL_COMMA = re.compile(r"-?\d+,\d+$")
+_LABEL = re.compile(
+    r"^(?:(?:option|choice|answer|opción|opção|opzione|вариант|选项|la|el|le|die|the)\s*)?[(\[]?([A-Ja-j])[)\].:]*$",
+    re.IGNORECASE,
+)
+_DECIMAL_COMMA = re.compile(r"(?<![\d.,])(\d+),(\d{1,2}|\d{4,})(?![\d.,]*\d)")
+_YES_NO = frozenset("no ja si sí да oui non sim yes не".split())  # noqa: SIM905
+_LABELLED = re.compile(r"\(([A-J])\)[\s~]*\S")
 
 
 def plain_text(text: str) -> str:
@@ -107,7 +113,7 @@ def plain_text(text: str) -> str:
     # X+1 is not x+1, and the segment AB is not ab; but Paris is paris, and No is no.
     words = re.findall(r"[^\W\d_]+", text)
     spelled = (
-        words and all(len(word) > 2 or word.casefold() == "no" for word in words[:1]) and not _SYMBOLS.search(text)
+        words and all(len(word) > 2 or word.casefold() in _YES_NO for word in words[:1]) and not _SYMBOLS.search(text)
     )
     return text.casefold() if spelled else text
 
@@ -128,6 +134,14 @@ def compare(answer: str, gold: str, percent: bool = False) -> Verdict:
         return _against_number(answer, expected, percent)
     if plain_text(answer) == plain_text(gold) and plain_text(gold):
         return Verdict(True, "text")
+    times = clock_times(gold)
+    if len(times) == 1:
+        said = strip_latex(fold(answer))
+        same = clock_times(said) == times and len(re.findall(r"\d+", said + gold)) == 4
+        return Verdict(same, "time")
+    label = _LABELLED.match(strip_latex(answer).strip())
+    if label and re.fullmatch("[A-J]", plain_text(gold)):
+        return Verdict(label[1] == plain_text(gold), "text")
     if not has_maths(gold):
         return Verdict(False, "text")
     if len(answer) > MAX_LENGTH:
@@ -143,9 +157,12 @@ def _against_number(answer: str, expected: Number, percent: bool) -> Verdict:
     number = stated_number(answer)
     if number is not None:
         return same_number(number, expected, percent)
-    if expected.decimals and _DECIMAL_COMMA.match(answer.strip()):  # "3,5" for a gold of 3.5
-        number = parse_number(answer.strip().replace(",", "."))
-        return same_number(number, expected) if number else Verdict(False, "number")
+    european = _DECIMAL_COMMA.sub(r"\1.\2", answer)  # "3,5" for a gold of 3.5
+    if european != answer:
+        number = stated_number(european)
+        if number and (expected.value.denominator > 1 or number.unit):  # "42,0" may be two numbers
+            return same_number(number, expected, percent)
+        return Verdict(False, "number")
     return Verdict(False, "unevaluated" if re.search(r"\d", answer) else "not_a_number")
 
 

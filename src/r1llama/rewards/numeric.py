@@ -63,9 +63,9 @@ def fold(text: str) -> str:
 _INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d{1,3}(?:[ '_]\d{3})+|\d+)"
 _POWER_OF_TEN = r"(?:[eE]([+-]?\d+)|\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*\{?\s*([+-]?\d+)\s*\}?)"
 _SIGN = r"(?P<sign>[-+]|minus\s|negative\s)?\s*"
-_CURRENCY = r"(?P<currency>US\$|[$€£¥₹]|(?:USD|EUR|GBP|Rs\.?)\s)?\s*"
+_CURRENCY = r"(?P<currency>US\$|R\$|[$€£¥₹₺₽₩]|(?:USD|EUR|GBP|Rs\.?)\s)?\s*"
 _AFFIX = rf"{_SIGN}(?P<before>%)?{_CURRENCY}(?P<sign2>-)?\s*"
-_AFTER = r"(?P<after>(?:\s*[^\W\d_].*|\s*[%°€£¥₹$¢].*|\s+.*)?)$"
+_AFTER = r"(?P<after>(?:\s*[^\W\d_].*|\s*[%°€£¥₹$¢₺₽₩].*|\s+.*)?)$"
 
 _GROUPED = re.compile(r"-?\d{1,3}(?:,\d{3}){1,5}$")
 _PLAIN = re.compile(r"[-+]?\d{1,18}$")

@@ -4,17 +4,12 @@ import re
 from fractions import Fraction
 
 from .arithmetic import evaluate
+from .number_words import number_from_words
 from .numeric import Number, fold, parse_number, strip_latex
 from .phrases import COPULA_SUFFIX
-from .units import MODIFIERS_AFTER, MODIFIERS_BEFORE, NOT_UNITS
+from .units import MODIFIERS_AFTER, MODIFIERS_BEFORE, NOT_UNITS, canonical_unit
 
 MAX_LENGTH = 400  # characters
-
-_UNDER_TWENTY = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
-sixteen seventeen eighteen nineteen"""
-_SMALL = {word: value for value, word in enumerate(_UNDER_TWENTY.split())}
-_TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
-_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
 
 # Chinese, Japanese and Korean set numbers among their characters without spaces; other letters must keep off.
 _OTHER_LETTER = r"[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
@@ -26,33 +21,9 @@ _TOKEN = re.compile(
 # What a plain sentence is made of. Brackets, operators, quotes and comparison signs belong to something else.
 _INLINE = re.compile(r"\\[()\[\]]")
 _SPOKEN_EQUALS = re.compile(r"(.{3,80}?)\s+(?:is|equals|makes|gives)\s+(\S+(?:\s\w+){0,2}?)\.?$", re.IGNORECASE)
-_PLAIN_SENTENCE = re.compile(r"[^\W_]*(?:[^\W_]|[ ,.'$€£¥%°:\-]|\n)*$")
-_LEFT_SIDE = re.compile(r"[^,;<>≤≥≠|!?\"#&@`]*$")
-
-
-def number_from_words(text: str) -> int | None:
-    """Read an English number written in words, below 10^12; None for any other text."""
-    words = re.split(r"[\s-]+", text.strip().lower().rstrip("."))
-    if not 1 <= len(words) <= 16 or not words[0].isalpha():
-        return None
-    total = current = 0
-    last = ""  # the kind of the word before: "", "unit", "tens", "hundred", "scale", "and"
-    for word in words:
-        if word in _SMALL and last in ("", "tens", "hundred", "scale", "and"):
-            if last == "tens" and not 1 <= _SMALL[word] <= 9:
-                return None
-            current, last = current + _SMALL[word], "unit"
-        elif word in _TENS and last in ("", "hundred", "scale", "and"):
-            current, last = current + _TENS[word], "tens"
-        elif word == "hundred" and last == "unit" and 1 <= current <= 99:
-            current, last = current * 100, "hundred"
-        elif word in _SCALES and last in ("unit", "tens", "hundred") and (not total or total > _SCALES[word]):
-            total, current, last = total + current * _SCALES[word], 0, "scale"
-        elif word == "and" and last in ("hundred", "scale"):
-            last = "and"
-        else:
-            return None
-    return None if last == "and" else total + current
+_MARKS = r"\u064b-\u0652\u0900-\u0903\u093a-\u094f\u0964"  # vowel signs, which are no letters to `re`
+_PLAIN_SENTENCE = re.compile(rf"(?:[^\W_]|[ ,.'$€£¥%°:\-{_MARKS}]|(?<=\d)/(?=\d)|\n)*$")
+_LEFT_SIDE = re.compile(r"[^,;<>≤≥≠|?\"#&@`]*$")
 
 
 def stated_number(text: str) -> Number | None:
@@ -64,7 +35,7 @@ def stated_number(text: str) -> Number | None:
     number = parse_number(text)
     if number is not None or len(text) > MAX_LENGTH:
         return number
-    text = _INLINE.sub(" ", COPULA_SUFFIX.sub("", strip_latex(fold(text)).strip())).strip()
+    text = _INLINE.sub(" ", COPULA_SUFFIX.sub("", strip_latex(fold(text)).strip(" ।"))).strip()
     number = parse_number(text)
     if number is not None:
         return number
@@ -108,7 +79,7 @@ def _of_equation(text: str) -> Number | None:
     if value is None or not all(part.strip() for part in left[1:]):
         return None
     for part in left:
-        if not _LEFT_SIDE.match(part):
+        if not _LEFT_SIDE.match(part) or part.endswith("!"):  # "x != 42"
             return None
         known = parse_number(part)
         result = evaluate(part.replace("$", "").replace(",", ""))
@@ -134,4 +105,9 @@ def _of_sentence(text: str) -> Number | None:
         return None
     if MODIFIERS_BEFORE.search(before) or MODIFIERS_AFTER.match(after) or "below zero" in after:
         return None
-    return parse_number(token[0].strip())
+    number = parse_number(token[0].strip())
+    if number is None or number.unit or number.percent:
+        return number
+    following = re.findall(r"[^\W\d_]+|°", after.removeprefix("in "))
+    units = (canonical_unit(" ".join(following[:n])) for n in (3, 2, 1) if len(following) >= n)
+    return number._replace(unit=next(filter(None, units), ""))

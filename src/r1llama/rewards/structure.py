@@ -44,6 +44,11 @@ _REWRITES = (
     (re.compile(r"\\(sin|cos|tan|ln|log)(\^\{?\d\}?)?\s*(?=[a-z0-9](?![a-z0-9]))"), r"\\\1\2 "),
     (re.compile(r"\s*\\mathrm\{d\}"), "d"),
 )  # fmt: skip
+_SIGN = r"(?:<=|>=|<|>|\\leq|\\geq)"
+_CHAIN = re.compile(
+    rf"(?:(?P<low>[^<>=]*?)\s*(?P<below>{_SIGN})\s*)?[a-zA-Z]\s*(?:(?P<above>{_SIGN})\s*(?P<high>[^<>=]*?))?"
+)
+_ARRAY = re.compile(r"(?:\\left)?[\[(]\s*\\begin\{array\}\{[lcr]+\}(.*?)\\end\{array\}\s*(?:\\right)?[\])]", re.DOTALL)
 _UNIT_AT_END = re.compile(r"(?<=[\w})])\s*\\(?:text|mathrm|textrm|mbox)\s*\{\s*(?!or\b|and\b|not\b|\()[^{}\d]*\}"
                           r"(?:\^\{?[23]\}?)?\s*\.?$")  # fmt: skip
 
@@ -53,6 +58,8 @@ def normalise(text: str) -> str:
     text = fold(text).strip().strip("$").strip()
     if _UNIT_AT_END.search(text) and not text.startswith("\\text"):
         text = _UNIT_AT_END.sub("", text)
+    if "{array}" in text:
+        text = _ARRAY.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", text)
     text = strip_latex(text).rstrip(".").strip()
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
@@ -126,11 +133,13 @@ def same_shape(answer: str, gold: str, same: Same) -> bool | None:
         True, False, or None when some scalar could not be decided.
     """
     ours, theirs = shape_of(answer), shape_of(gold)
+    if (ours.kind == "scalar") != (theirs.kind == "scalar"):
+        ours, theirs = _interval(ours), _interval(theirs)
     if theirs.kind == "scalar" and ours.kind == "scalar":
         return same(ours.items[0], theirs.items[0])
     is_set = theirs.kind == "bracket" and theirs.opening == r"\{"
     if ours.kind == "bracket" and ours.opening == r"\{" and (is_set or theirs.kind == "list"):
-        return _unordered(ours.items, theirs.items, same)
+        return _unordered(_both_signs(ours), _both_signs(theirs), same)
     if ours.kind == "list" and (is_set or theirs.kind == "list"):
         return _unordered(ours.items, theirs.items, same)
     if ours.kind == theirs.kind == "union":
@@ -142,6 +151,22 @@ def same_shape(answer: str, gold: str, same: Same) -> bool | None:
     if r"\pm" in answer + gold:
         return _unordered(_both_signs(ours), _both_signs(theirs), same)
     return False
+
+
+def _interval(shape: Shape) -> Shape:
+    """Read "2 <= x < 5" and "x > 3" as intervals, to compare them with one."""
+    match = _CHAIN.fullmatch(shape.items[0]) if shape.kind == "scalar" else None
+    if match is None or (match["low"] is None and match["high"] is None):
+        return shape
+    low, below, above, high = match.group("low", "below", "above", "high")
+    up = (below or above)[:1] == "<" or (below or above).startswith(r"\leq")
+    if below and above and (above[:1] == "<" or above.startswith(r"\leq")) != up:
+        return shape  # 2 < x > 1
+    if not up:
+        low, below, above, high = high, above, below, low
+    opening = "[" if below and "eq" in below else "("
+    closing = "]" if above and "eq" in above else ")"
+    return Shape("bracket", ((low or r"-\infty").strip(), (high or r"\infty").strip()), opening, closing)
 
 
 def _both_signs(shape: Shape) -> tuple[str, ...]:

@@ -3,30 +3,49 @@
 import re
 
 _MEASURES = {
-    "mm": "millimeter millimeters millimetre millimetres",
-    "cm": "cms centimeter centimeters centimetre centimetres",
-    "m": "meter meters metre metres",
-    "km": "kms kilometer kilometers kilometre kilometres",
+    "mm": "millimeter millimeters millimetre millimetres millimètre millimètres milímetro milímetros мм 毫米",
+    "cm": (
+        "cms centimeter centimeters centimetre centimetres zentimeter centimètre centimètres centímetro "
+        "centímetros centimetri см 厘米 公分 センチ"
+    ),
+    "m": (
+        "meter meters metre metres metern mètre mètres metro metros metri м метр метра метров 米 メートル "
+        "미터 متر مترا"
+    ),
+    "km": (
+        "kms kilometer kilometers kilometre kilometres kilometern kilomètre kilomètres kilómetro kilómetros "
+        "chilometri quilômetro quilômetros км километр километра километров 千米 公里 キロ キロメートル "
+        "킬로미터 كم"
+    ),
     "in": "inch inches",
     "ft": "foot feet",
     "yd": "yard yards yds",
     "mi": "mile miles",
     "mg": "milligram milligrams",
-    "g": "gram grams gramme grammes",
-    "kg": "kgs kilo kilos kilogram kilograms",
+    "g": "gram grams gramme grammes gramm gramo gramos grammi grama gramas г грамм грамма 克 グラム 그램",
+    "kg": (
+        "kgs kilo kilos kilogram kilograms kilogramm kilogrammes chilo chili quilo quilos кг килограмм "
+        "килограмма 千克 公斤 キログラム 킬로그램 كغ"
+    ),
     "lb": "lbs pound pounds",
     "oz": "ounce ounces",
-    "t": "ton tons tonne tonnes",
-    "ml": "mL milliliter milliliters millilitre millilitres",
-    "L": "l liter liters litre litres",
+    "t": "ton tons tonne tonnes tonnen tonelada toneladas т",
+    "ml": "mL milliliter milliliters millilitre millilitres миллилитров мл 毫升",
+    "L": "l liter liters litre litres litro litros litri л литр литра литров 升 リットル 리터 لتر",
     "gal": "gallon gallons",
-    "s": "sec secs second seconds",
-    "min": "mins minute minutes",
-    "h": "hr hrs hour hours",
-    "day": "days",
-    "week": "weeks",
-    "month": "months",
-    "year": "years yr yrs",
+    "s": (
+        "sec secs second seconds sekunde sekunden secondes segundo segundos secondi saniye с сек секунд "
+        "секунды 秒 초 ثانية"
+    ),
+    "min": "mins minute minutes minuten minuto minutos minuti dakika мин минут минуты 分钟 分鐘 分 분 دقيقة",
+    "h": (
+        "hr hrs hour hours stunde stunden heure heures hora horas ore saat ч час часа часов 小时 小時 時間 "
+        "시간 ساعة ساعات"
+    ),
+    "day": "days tag tage tagen jour jours día días dia dias giorni gün день дня дней 天 日 일 يوم أيام",
+    "week": "weeks woche wochen semaine semaines semana semanas settimane hafta неделя недели недель 周 週間 주",
+    "month": "months monat monate mois meses mesi месяц месяца месяцев 个月 ヶ月 개월",
+    "year": "years yr yrs jahr jahre jahren ans années años anni anos yıl лет год года 年 년 سنة سنوات",
     "mph": "miles per hour miles/hour mi/h",
     "km/h": "kmh kph kilometers per hour kilometres per hour",
     "m/s": "meters per second metres per second",
@@ -44,12 +63,15 @@ _MEASURES = {
     "ft²": "ft^2 ft^{2} sq ft square feet",
     "cm³": "cm^3 cm^{3} cubic cm cubic centimeters",
     "m³": "m^3 m^{3} cubic m cubic meters cubic metres",
-    "$": "dollar dollars usd bucks",
-    "€": "euro euros eur",
+    "$": "dollar dollars usd bucks dólares dollari dólar доллар доллара долларов 美元 ドル 달러 دولار",
+    "€": "euro euros eur evro",
     "£": "gbp sterling",
-    "¥": "yen yuan rmb",
+    "¥": "yen yuan rmb 元 円 人民币",
     "₹": "rupee rupees rs inr",
-    "¢": "cent cents",
+    "₽": "руб рубль рубля рублей",
+    "₺": "tl lira",
+    "₩": "원",
+    "¢": "cent cents centimes céntimos centavos centesimi",
 }
 _PHRASES = ("miles per hour", "kilometers per hour", "kilometres per hour", "meters per second", "metres per second",
             "degrees celsius", "degrees fahrenheit", "square centimeters", "square centimetres", "square meters",
@@ -66,7 +88,8 @@ def _aliases(names: str) -> list[str]:
 
 _UNITS = {alias: unit for unit, names in _MEASURES.items() for alias in (unit, *_aliases(names))}
 
-CURRENCIES = {"$": "$", "us$": "$", "usd": "$", "€": "€", "eur": "€", "£": "£", "gbp": "£", "¥": "¥", "₹": "₹",
+CURRENCIES = {"$": "$", "us$": "$", "usd": "$", "r$": "R$", "₺": "₺", "₽": "₽", "₩": "₩",
+              "€": "€", "eur": "€", "£": "£", "gbp": "£", "¥": "¥", "₹": "₹",
               "rs": "₹"}  # fmt: skip
 MULTIPLIERS = {"hundred": 100, "thousand": 10**3, "k": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
                "dozen": 12}  # fmt: skip
@@ -110,7 +133,7 @@ MODIFIERS_AFTER = re.compile(
     r"|otherwise"
     r"|değil|oder|ou|veya|и|или|у|o|to the)\b"
     r"|(?:is|was|are|were|would be|seems|looks|later|ago)\b(?!\s+(?:the|our|my|your)\b)|\w+\s+(?:later|ago)\b|(?:is"
-    r"|was|are)n't\b|[万萬亿億千百十兆分折〇一二三四五六七八九]|ではな|じゃな|ではありません|아니)"
+    r"|was|are)n't\b|(?:[万萬亿億百十兆折〇一二三四五六七八九]|千(?![米克])|分(?![钟鐘]))|ではな|じゃな|ではありません|아니)"
 )
 
 
