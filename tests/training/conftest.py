@@ -160,13 +160,13 @@ def assert_balanced(folder):
     assert all(bias.any() for bias in biases)
 
 
-def weights(folder) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
+def weights(folder, name="model") -> dict[str, torch.Tensor]:
+    return load_file(folder / f"{name}.safetensors")
 
 
-def assert_same_weights(one, other, **tolerance):
+def assert_same_weights(one, other, name="model", **tolerance):
     """Bit for bit, unless a tolerance is given."""
-    one, other = weights(one), weights(other)
+    one, other = weights(one, name), weights(other, name)
     assert one.keys() == other.keys()
     for name in one:
         torch.testing.assert_close(one[name], other[name], **(tolerance or {"rtol": 0, "atol": 0}), msg=name)

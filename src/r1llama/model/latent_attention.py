@@ -27,6 +27,8 @@ from transformers.models.deepseek_v2.modeling_deepseek_v2 import yarn_apply_msca
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import apply_rotary_pos_emb_interleave
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb, eager_attention_forward
 
+from .shared_prompts import PromptCache
+
 FLASH = ("flash_attention_2", "flash_attention_3")
 
 
@@ -95,15 +97,20 @@ class R1LlamaLatentAttention(nn.Module):
         cos, sin = position_embeddings  # unpacked by name: vLLM traces this function
         q_pe, k_pe = rotate(q_pe, k_pe, cos, sin)
 
+        is_shared = isinstance(past_key_values, PromptCache)  # keeps keys and values of the prompts expanded
         joint = None
-        if past_key_values is not None:
+        if past_key_values is not None and not is_shared:
             latent, k_pe = past_key_values.update(latent, k_pe, self.layer_idx)
             joint = getattr(past_key_values.layers[self.layer_idx], "joint", None)
         if self.is_absorbed(S, latent.shape[2]):
+            if is_shared:
+                latent, k_pe = past_key_values.update(latent, k_pe, self.layer_idx)
             joint = torch.cat([latent, k_pe], dim=-1) if joint is None else joint
             return self.o_proj(self.absorbed_attention(q_nope, q_pe, joint, attention_mask)), None
 
         key, value = self.expand_kv(latent, k_pe)
+        if is_shared:
+            key, value = past_key_values.update(key, value, self.layer_idx)
         # The fused kernels want one head dim: without it sdpa makes the S x T scores in memory
         is_padded = self.config._attn_implementation in ("sdpa", *FLASH) and self.qk_head_dim > self.v_head_dim
         if is_padded:

@@ -54,6 +54,7 @@ from .experts import R1LlamaExperts, R1LlamaMoE, R1LlamaRouter
 from .latent_attention import R1LlamaLatentAttention
 from .linear_attention import HedgehogFeatureMap, R1LlamaLinearAttention
 from .multi_token import R1LlamaMTP
+from .shared_prompts import PromptCache, SharedPrompts, attend, distinct_rows, split
 
 logger = logging.get_logger(__name__)
 
@@ -89,6 +90,14 @@ class R1LlamaDecoderLayer(LlamaDecoderLayer):
         self.mlp = R1LlamaMoE(config) if has_experts else LlamaMLP(config)
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor, *args, prompt_of: torch.Tensor | None = None, **kwargs):
+        """As Llama's; with `prompt_of`, on the one row of `shared_prompts`."""
+        if prompt_of is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        x = attend(self.self_attn, self.input_layernorm(hidden_states), prompt_of, **kwargs)
+        hidden_states = hidden_states + x
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
 
 class R1LlamaPreTrainedModel(LlamaPreTrainedModel):
@@ -160,6 +169,7 @@ class R1LlamaModel(R1LlamaPreTrainedModel, LlamaModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
+        prompt_length: int | None = None,
         **kwargs,
     ) -> MoeModelOutputWithPast:
         """
@@ -169,9 +179,18 @@ class R1LlamaModel(R1LlamaPreTrainedModel, LlamaModel):
             position_ids: `(B, S)`. Without an attention mask and a cache, positions that start again mark packed
                 documents, which never see each other.
             past_key_values: a cache of transformers; one is made if `use_cache`.
+            prompt_length: P. Each row is a prompt of P tokens, padded on the left, and a completion; what rows share
+                as prompts is computed once (see `shared_prompts`). The hidden states returned then begin at the last
+                prompt token, `(B, S - P + 1, hidden)`: all that the completions are predicted from.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
+        if prompt_length is not None:
+            if input_ids is None or position_ids is not None or past_key_values is not None:
+                raise ValueError(
+                    "prompt_length takes input_ids and an attention_mask, no embeddings, positions or cache"
+                )
+            return self.forward_shared(input_ids, attention_mask, prompt_length, **kwargs)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
 
@@ -185,14 +204,46 @@ class R1LlamaModel(R1LlamaPreTrainedModel, LlamaModel):
         if use_cache and past_key_values is None:
             past_key_values = prepare_cache(DynamicCache(config=self.config), self.config)
 
-        rotary = {"full_attention": self.rotary_emb(inputs_embeds, position_ids)}
-        if hasattr(self, "linear_rotary_emb"):
-            rotary["linear_attention"] = self.linear_rotary_emb(inputs_embeds, position_ids)
+        hidden_states = self.run_layers(
+            inputs_embeds,
+            masks["linear_attention"],
+            masks,
+            self.make_rotary(inputs_embeds, position_ids),
+            segment_ids,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def forward_shared(self, input_ids, attention_mask, prompt_length, **kwargs):
+        """[`forward`] with `prompt_length`."""
+        prompts = SharedPrompts(input_ids, attention_mask, prompt_length)
+        inputs_embeds = self.embed_tokens(prompts.input_ids)
+        caches = None, PromptCache(prompts.prompt_of, prompt_length)
+        masks, rotary = [], []
+        for x, mask, positions, cache in zip(
+            split(inputs_embeds, prompts.position_ids), prompts.masks, prompts.position_ids, caches, strict=True
+        ):
+            masks.append(self.make_masks(x, mask, positions, cache)[0])
+            rotary.append(self.make_rotary(x, positions))
+        hidden_states = self.run_layers(
+            inputs_embeds,
+            prompts.token_mask,
+            {layer_type: tuple(mask[layer_type] for mask in masks) for layer_type in masks[0]},
+            {layer_type: tuple(x[layer_type] for x in rotary) for layer_type in rotary[0]},
+            position_ids=prompts.position_ids,
+            prompt_of=prompts.prompt_of,
+            **kwargs,
+        )
+        return MoeModelOutputWithPast(last_hidden_state=self.norm(prompts.from_last_prompt_token(hidden_states)))
+
+    def run_layers(self, hidden_states, token_mask, masks, rotary, segment_ids=None, **kwargs):
+        """All layers, with the mask and the cos and sin of their type. `token_mask` is what [`count_load`] takes."""
         self.auxiliary_losses = {}
         if self.training and torch.is_grad_enabled():
-            self.count_load(masks["linear_attention"])
-
-        hidden_states = inputs_embeds
+            self.count_load(token_mask)
         for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
             if layer_type == "linear_attention":
                 kwargs["segment_ids"] = segment_ids
@@ -201,13 +252,17 @@ class R1LlamaModel(R1LlamaPreTrainedModel, LlamaModel):
             hidden_states = layer(
                 hidden_states,
                 attention_mask=masks[layer_type],
-                position_embeddings=rotary.get(layer_type),
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
+                position_embeddings=rotary[layer_type],
                 **kwargs,
             )
-        return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        return hidden_states
+
+    def make_rotary(self, inputs_embeds, position_ids):
+        """cos and sin of each layer type; None for linear attention without positions."""
+        rotary = {"full_attention": self.rotary_emb(inputs_embeds, position_ids), "linear_attention": None}
+        if hasattr(self, "linear_rotary_emb"):
+            rotary["linear_attention"] = self.linear_rotary_emb(inputs_embeds, position_ids)
+        return rotary
 
     def make_masks(self, inputs_embeds, attention_mask, position_ids, past_key_values):
         """The mask of each layer type, and the ids `(B, S)` of packed documents (None if nothing is packed)."""
@@ -246,6 +301,8 @@ class R1LlamaModel(R1LlamaPreTrainedModel, LlamaModel):
 
 
 class R1LlamaForCausalLM(R1LlamaPreTrainedModel, LlamaForCausalLM):
+    shares_prompts = True  # `generate` computes equal prompts once
+
     def __init__(self, config: R1LlamaConfig):
         R1LlamaPreTrainedModel.__init__(self, config)
         self.model = R1LlamaModel(config)
@@ -265,6 +322,28 @@ class R1LlamaForCausalLM(R1LlamaPreTrainedModel, LlamaForCausalLM):
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         if isinstance(model_kwargs.get("past_key_values"), Cache):
             prepare_cache(model_kwargs["past_key_values"], self.config)
+
+    def _prefill(self, input_ids, generation_config, model_kwargs, *args, **kwargs):
+        """Computes each distinct prompt once, and branches the cache for its rows: a group's rollouts, beams."""
+        cache = model_kwargs.get("past_key_values")
+        per_row = {name: x for name, x in model_kwargs.items() if isinstance(x, torch.Tensor)}
+        can_share = (
+            self.shares_prompts
+            and isinstance(cache, DynamicCache)
+            and cache.get_seq_length() == 0
+            and per_row.keys() <= {"attention_mask", "position_ids"}
+            and all(x.shape[0] == input_ids.shape[0] for x in per_row.values())
+            and not (generation_config.output_attentions or generation_config.output_hidden_states)
+        )
+        if can_share:
+            first, prompt_of = distinct_rows(input_ids, per_row.get("attention_mask"))
+        if not can_share or len(first) == len(input_ids):
+            return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
+        distinct = model_kwargs | {name: x[first] for name, x in per_row.items()}
+        outputs = super()._prefill(input_ids[first], generation_config, distinct, *args, **kwargs)
+        outputs.logits = outputs.logits[prompt_of]
+        outputs.past_key_values.reorder_cache(prompt_of)
+        return outputs
 
 
 class R1LlamaForSequenceClassification(GenericForSequenceClassification, R1LlamaPreTrainedModel):

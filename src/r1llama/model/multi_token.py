@@ -54,6 +54,8 @@ class R1LlamaMTP(nn.Module):
             return None
         if kwargs.get("past_key_values") is not None or not any(p.requires_grad for p in self.parameters()):
             return None
+        if kwargs.get("prompt_length") is not None:
+            raise ValueError("prompt_length leaves out what multi-token prediction trains on: set mtp_loss_coef to 0")
         inputs = dict(zip(("input_ids", "attention_mask", "position_ids"), args, strict=False)) | kwargs
         inputs_embeds = inputs.get("inputs_embeds")
         if inputs_embeds is None:

@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation: TRL's GRPOTrainer from a recipe.
+"""Group-relative policy optimisation: TRL's GRPOTrainer, with shared prompts, from a recipe.
 
     accelerate launch -m r1llama.training.grpo --config recipe.yaml [--key value ...]
 
@@ -10,22 +10,30 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trl import GRPOConfig, GRPOTrainer, ModelConfig
+from trl import GRPOConfig, ModelConfig
 
 from r1llama.rewards import get_reward, required_columns
 from r1llama.training import recipe, stage
 from r1llama.training.callbacks import CompletionsFile, RewardAlarm
 from r1llama.training.checks import check_machine, check_prompts, check_rewards, check_values
 from r1llama.training.recipe import RecipeError
+from r1llama.training.shared_prompts import SharedPromptGRPOTrainer
 
 
 @dataclass
 class GRPOArguments(stage.StageArguments):
-    """Adds the rewards."""
+    """Adds the rewards and the sharing of prompts."""
 
     reward_funcs: list[str] = field(
         default_factory=lambda: ["accuracy", "format"],
         metadata={"help": "Rewards: names in r1llama.rewards, or dotted paths. `reward_weights` weighs them."},
+    )
+    share_prompts: bool = field(
+        default=True,
+        metadata={
+            "help": "Compute each prompt once for its group, in rollouts and updates: the same numbers, sooner. For "
+            "r1llama models; others, and prompt-learning adapters, run as in TRL."
+        },
     )
 
 
@@ -68,7 +76,8 @@ def main(argv: list[str]) -> dict[str, float]:
         stage.log.warning("for exact resuming, make `save_steps` a multiple of %d, the steps per generation", period)
     stage.record(values)
 
-    trainer = GRPOTrainer(
+    trainer = SharedPromptGRPOTrainer(
+        share_prompts=args.share_prompts,
         model=stage.load_model(model_args, training_args, config),
         reward_funcs=rewards,
         args=training_args,
