@@ -23,7 +23,7 @@ class PromptLayer(CacheLayerMixin):
     def __init__(self, prompt_of: torch.Tensor, prompt_length: int):
         super().__init__()
         self.prompt_of, self.prompt_length = prompt_of, prompt_length
-        self.recurrent_states, self.has_previous_state = {0: None}, {0: False}
+        self.recurrent_states, self.conv_states, self.has_previous_state = {0: None}, {0: None}, {0: False}
 
     def update(self, keys, values, *args, **kwargs):
         """Keys and values `(., heads, S, .)` of the new tokens in; those of all tokens so far out."""
@@ -35,6 +35,10 @@ class PromptLayer(CacheLayerMixin):
     def update_recurrent_state(self, state, *args, **kwargs):
         if self.recurrent_states[0] is None:
             self.recurrent_states[0] = state.index_select(0, self.prompt_of)
+
+    def update_conv_state(self, window, *args, **kwargs):
+        if self.conv_states[0] is None:
+            self.conv_states[0] = window.index_select(0, self.prompt_of)
 
     def lazy_initialization(self, key_states, value_states):
         pass
