@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from .conftest import argv, assert_balanced, assert_same_weights
+from .conftest import argv, assert_balanced, assert_same_weights, weights
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "accelerate"
@@ -70,6 +70,23 @@ def test_experts_and_linear_attention_under_zero3(stage, request, expert_dir, tm
     words = argv(recipe, tmp_path / "r.yaml", model_name_or_path=str(expert_dir), bf16=True)
     launch(CONFIGS / "zero3_cpu2.yaml", stage, words)
     assert_balanced(tmp_path / "out")
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+@pytest.mark.parametrize("config", ["ddp_cpu2", "zero3_cpu2"])
+def test_multi_token_prediction_and_muon(config, stage, request, expert_dir, tmp_path):
+    """Muon on whole matrices alone: not under ZeRO-3."""
+    is_sharded = config.startswith("zero3")
+    if is_sharded:
+        pytest.importorskip("deepspeed")
+    shutil.copytree(expert_dir, tmp_path / "start")
+    AutoConfig.from_pretrained(expert_dir, num_mtp_layers=2).save_pretrained(tmp_path / "start")
+    recipe = request.getfixturevalue(f"{stage}_recipe")
+    recipe |= {"model_name_or_path": str(tmp_path / "start"), "bf16": is_sharded, "muon": not is_sharded}
+    launch(CONFIGS / f"{config}.yaml", stage, argv(recipe, tmp_path / "r.yaml"))
+    gains = {name: tensor for name, tensor in weights(tmp_path / "out").items() if name.endswith("enorm.weight")}
+    assert len(gains) == 2
+    assert all((gain != 1).any() == (stage == "sft") for gain in gains.values())
 
 
 @pytest.mark.parametrize("config", ["fsdp2", "zero2"])

@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from r1llama.training import grpo, sft
@@ -185,13 +186,16 @@ def test_multi_token_prediction_learns_in_sft_and_rests_in_grpo(stage, expert_di
     config = AutoConfig.from_pretrained(start, num_mtp_layers=1)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(start)
-    main(argv(recipe, tmp_path / "r.yaml", model_name_or_path=str(start)))
+    main(argv(recipe, tmp_path / "r.yaml", model_name_or_path=str(start), weight_decay=100.0))
     before, after = weights(start), weights(tmp_path / "out")
     assert before.keys() == after.keys()
     names = [name for name in before if name.startswith("mtp.") and "bias" not in name]
     assert len(names) > 10
     moved = [not torch.equal(before[name], after[name]) for name in names]
     assert all(moved) if main is sft.main else not any(moved)
+    gains = [after[f"mtp.layers.0.{norm}.weight"] for norm in ("enorm", "hnorm", "post_norm")]
+    assert all((gain - 1).abs().max() < 0.01 for gain in gains)  # no decay
+    assert after["model.embed_tokens.weight"].std() < 0.9 * before["model.embed_tokens.weight"].std()
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_mtp_layers == 1
 
 
@@ -203,6 +207,18 @@ def test_adapters_train_on_a_stock_llama(grpo_recipe, tmp_path, load_in_4bit):
     grpo.main(argv(grpo_recipe, tmp_path / "r.yaml", load_in_4bit=load_in_4bit, **adapters))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert any("lora" in name for name, _ in model.named_parameters())
+
+
+def test_adapters_on_multi_token_prediction_learn_too(sft_recipe, expert_dir, tmp_path):
+    start = tmp_path / "start"
+    shutil.copytree(expert_dir, start)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(start, num_mtp_layers=1)).save_pretrained(start)
+    adapters = {"use_peft": True, "lora_r": 2, "lora_target_modules": ["q_proj", "v_proj"]}
+    sft.main(argv(sft_recipe, tmp_path / "r.yaml", model_name_or_path=str(start), **adapters))
+    adapter = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    up = {name: tensor for name, tensor in adapter.items() if "lora_B" in name}
+    assert any("mtp." in name for name in up)
+    assert all(tensor.any() for tensor in up.values())
 
 
 def test_a_reference_model_is_a_copy_of_the_start(grpo_recipe, tmp_path):

@@ -47,7 +47,8 @@ class R1LlamaMTP(nn.Module):
     def join_training(self, backbone: nn.Module, args, kwargs, output):
         """After a forward of the backbone: attach the loss to its last hidden state.
 
-        Only in training, with labels, and unless the layers are frozen or `mtp_loss_coef` is 0.
+        Only in training, with labels, and unless the layers are frozen (adapters on them count as not) or
+        `mtp_loss_coef` is 0.
         """
         (labels, head), self.kept = self.kept or (None, None), None
         if labels is None or not self.training or not torch.is_grad_enabled() or not self.config.mtp_loss_coef:

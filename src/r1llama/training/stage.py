@@ -272,6 +272,11 @@ def train(trainer, args: StageArguments, stage: str, resume_from: str | None) ->
             betas=(training_args.adam_beta1, training_args.adam_beta2),
             eps=training_args.adam_epsilon,
         )
+    decayed = trainer.get_decay_parameter_names
+    # The trainer knows a norm by its name, and not those of multi-token prediction
+    trainer.get_decay_parameter_names = lambda model: [
+        name for name in decayed(model) if not name.endswith(("enorm.weight", "hnorm.weight"))
+    ]
     metrics = trainer.train(resume_from_checkpoint=resume_from).metrics
     if training_args.eval_strategy != "no":
         metrics |= trainer.evaluate()
