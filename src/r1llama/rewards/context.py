@@ -5,7 +5,9 @@ nothing after it may take it back or put another beside it. The cues, in all lan
 import re
 
 from .lexicon import (
+    BENIGN,
     COMPARE,
+    CONCESSION,
     CONDITION,
     COPULA,
     COUNTERFACTUAL,
@@ -36,6 +38,7 @@ from .lexicon import (
     Token,
     tokens,
 )
+from .phrases import LEAD
 
 SENTENCE_END = re.compile(
     r"(?<!\be\.g)(?<!\bi\.e)(?<!\bz\.B)(?<!\bp\.ex)(?<!\bcf)[.!?؟](?=[\s\"'»”)\]*]|$)|[。！？।]|\n"
@@ -75,6 +78,8 @@ def doubt_before(text: str, announcement: str = "") -> str:
         if cues == MARK:
             if word.text in ";；؛":
                 return ""
+            if same_clause and at and words[at - 1].cues & HEDGE and (at < 2 or words[at - 2].cues == MARK):
+                return "hedged"  # "Perhaps, the answer is"
             same_clause, comma = False, comma or word.text in ",،，、"
             continue
         if cues & RETRACT:
@@ -154,9 +159,13 @@ def doubt_beside(text: str, several: bool) -> str:
             return "negated"
         if cues & WRONG and not _excused(words, at):
             return "negated"
-        if cues & (RETRACT | GIVE_UP):
+        if cues & (RETRACT | GIVE_UP) and not _excused(words, at):
             return "negated"
         if cues & HEDGE and re.match(r"[^\d.]{0,20}\d", text[word.end :]):
+            return "hedged"
+        if cues & (CONCESSION | EXAMPLE):
+            return "hedged"
+        if cues & REPORT and not reasons and not words[at - 1].cues & SELF:
             return "hedged"
         if not reasons and cues & (HEDGE | CONDITION | IF | OTHERWISE | QUESTION):
             return "hedged"
@@ -178,21 +187,20 @@ def _taken_back(text: str) -> str:
             digit = re.search(r"\d", sentence)
             if first.cues & INTERJECTION and (_stands_alone(words, first) or (digit and len(words) <= 8)):
                 reason = "negated"
-            elif first.cues & (OR | HEDGE) and digit:
+            elif (first.cues & (OR | HEDGE) and digit) or first.cues & CONCESSION:
                 reason = "hedged"
+            elif len(words) == 2 and words[1].cues & PRONOUN and not words[0].cues & (PRONOUN | BENIGN):
+                reason = "negated"  # "Strike that."
         for at, word in enumerate(words):
             if reason or word.cues == MARK:
                 continue
-            if word.cues & RETRACT or (word.cues & WRONG and not _excused(words, at)):
+            if word.cues & (RETRACT | WRONG) and not _excused(words, at):
                 reason = "negated"
-            elif word.cues & GIVE_UP:
+            elif word.cues & GIVE_UP or (word.cues & FIRST_PERSON and not _is_benign(words, at)):
                 reason = "hedged"
             elif word.cues & REVISION and re.search(r"\d", sentence[word.end :]):
                 reason = "negated"
-            elif word.cues & HEDGE and (
-                any(w.cues & FIRST_PERSON for w in words[: at + 1])
-                or re.match(r"[^\d.]{0,20}\d", sentence[word.end :])
-            ):
+            elif word.cues & HEDGE and re.match(r"[^\d.]{0,20}\d", sentence[word.end :]):
                 reason = "hedged"
         if reason:
             return reason
@@ -200,6 +208,11 @@ def _taken_back(text: str) -> str:
             return ""
         start = end.end()
     return ""
+
+
+def _is_benign(words: list[Token], at: int) -> bool:
+    """Tell whether "I" only offers help or tells how it was done; in a sentence after the answer it seldom does."""
+    return any(w.cues & BENIGN for w in words[at : at + 4])
 
 
 def _stands_alone(words: list[Token], word: Token) -> bool:
@@ -248,17 +261,33 @@ def _denied(words: list[Token], text: str) -> str:
     return ""
 
 
-def doubt_in(text: str) -> str:
+def doubt_in(text: str, several: bool = False) -> str:
     """Return why a whole statement commits to nothing ("negated", "hedged"), or ""."""
     words = tokens(text)
+    number = re.search(r"\d[\d.,]*", text)
+    value_at, value_end = number.span() if number else (len(text), len(text))
+    before = [w for w in words if w.start < value_at and w.cues != MARK]
     for at, word in enumerate(words):
-        if word.cues == MARK:
+        if word.cues == MARK or word.text in _REFLEXIVE:
             continue
-        if word.cues & (NEGATION | WRONG | RETRACT) and not _of_the_subject(words, at, False):
+        if word.start < value_at and word.cues & (NEGATION | WRONG) and not _of_the_subject(words, at, False):
             return "negated"
-        if word.cues & (HEDGE | CONDITION | IF | OTHERWISE | REPORT | GIVE_UP | EXAMPLE | QUESTION | OPINION):
+        if word.cues & (
+            HEDGE | CONDITION | IF | OTHERWISE | REPORT | GIVE_UP | EXAMPLE | QUESTION | OPINION | RETRACT
+        ):
             return "hedged"
-    return ""
+    if any(w.cues & COMPARE for w in before[-2:]):
+        return "hedged"
+    if sum(bool(w.cues & COUNTERFACTUAL) for w in words) > 1:
+        return "hedged"
+    nouns = [w for w in before if w.cues & NOUN]
+    if nouns and ":" not in text[nouns[-1].end : value_at]:
+        # Only words of a closed list may link "the answer" to its number: "has 42 digits" says something else.
+        copulas = [w for w in before if w.cues & COPULA and w.start > nouns[-1].start]
+        link = [w for w in before if w.start > (copulas or nouns)[-1].start]
+        if not all(w.cues & RESET or w.text in LEAD for w in link):
+            return "hedged"
+    return doubt_beside(text[value_end:], several)
 
 
 # "not 41 but 42" in each language, with the copula that stays: only what follows the conjunction is said.

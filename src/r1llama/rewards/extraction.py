@@ -54,6 +54,7 @@ _STRUCK_HTML = re.compile(r"<(s|del|strike)>.*?</\1>", re.IGNORECASE | re.DOTALL
 _SHAPING = "(?:b|i|u|em|strong|mark|p|span|center|big|small|h[1-6]|div)"
 _LOOK = re.compile(rf"(?<!\w)<{_SHAPING}>|</{_SHAPING}>(?!\w)|<br ?/?>", re.IGNORECASE)
 _MATHS_LETTER = re.compile("[\U0001d400-\U0001d7ff]+")
+_LAST_WORD = re.compile(r"(?<=\d) ?\w* [^\W\d_]+\s*$|(?<=\d) [^\W\d_]+\s*$")
 _BLANK_RUN = re.compile(r"\s+")
 
 
@@ -237,7 +238,11 @@ def _context(section: str, declaration: Declaration, several: bool) -> str:
             return "negated"
     before = sentence_before(section, declaration.start)
     announcement = section[declaration.start : declaration.value_start] if declaration.source == "phrase" else ""
-    return doubt_before(before, announcement) or doubt_after(section[declaration.end :], several)
+    end = declaration.end
+    if declaration.source == "phrase":  # "42 only | when n is even": the last word belongs to what follows
+        last = _LAST_WORD.search(section, declaration.value_start, end)
+        end = last.start() if last else end
+    return doubt_before(before, announcement) or doubt_after(section[end:], several)
 
 
 def value_key(value: str) -> object:
@@ -275,7 +280,7 @@ def _unmarked(section: str, several: bool) -> Answer:
     concluding = TOTAL.match(statement) or CONCLUSION.match(statement)
     if concluding:
         statement = statement[concluding.end() :].strip(" ,:=")
-    reason = doubt_in(statement) if re.search(r"\d", statement) else ""
+    reason = doubt_in(statement, several) if re.search(r"\d", statement) else ""
     if reason:
         return Answer(None, None, reason)
     reasoned = _REASONED.match(last) if alone else None

@@ -14,7 +14,9 @@ NEGATION, WRONG, HEDGE, CONDITION, REPORT, RESET, OR, RELATIVE, RIGHT, PRONOUN =
 RETRACT, GIVE_UP, EXAMPLE, SELF, QUESTION, COMPARE, NEUTRAL, OTHERWISE, OPINION, INTERJECTION = (
     1 << i for i in range(10, 20)
 )
-REVISION, NOUN, JOIN, COPULA, OTHER, FIRST_PERSON, IF, COUNTERFACTUAL = (1 << i for i in range(20, 28))
+REVISION, NOUN, JOIN, COPULA, OTHER, FIRST_PERSON, IF, COUNTERFACTUAL, CONCESSION, BENIGN = (
+    1 << i for i in range(20, 30)
+)
 
 _SPACED = {
     NEGATION: """not no never cannot neither nor none nobody nothing no_one doubt doubts doubtful deny denies
@@ -34,21 +36,22 @@ _SPACED = {
         hatalıdır неверн* неправильн* ошиб* ошибк* ложн* ложь неправда""",
     HEDGE: """maybe perhaps possibly probably presumably supposedly apparently allegedly might may could guess
         guessing guesses unsure uncertain unclear suspect seems seem not_sure no_idea no_clue not_certain
-        not_confident i_suppose i_reckon somewhere something_like give_or_take or_so or_thereabouts more_or_less
-        ballpark according_to neither likely doubtful hopefully tentative tentatively percent_sure vielleicht
-        wahrscheinlich möglicherweise vermutlich eventuell womöglich könnte könnten dürfte schätze unsicher
-        glaube ungefähr_oder peut-être probablement possiblement sans_doute pourrait environ_ou devine
-        soit_disant il_se_peut quizá quizás acaso tal_vez probablemente posiblemente a_lo_mejor podría puede_ser
-        puede_que adivino forse magari probabilmente possibilmente potrebbe può_darsi tirare_a_indovinare talvez
-        provavelmente possivelmente poderia pode_ser acho_que belki galiba muhtemelen olabilir sanırım herhalde
-        tahmin* может_быть наверное наверно возможно вероятно пожалуй кажется думаю похоже предположительно
-        могло""",
+        not_confident i_suppose i_reckon somewhere something_like give_or_take plus_or_minus or_so
+        or_thereabouts more_or_less ballpark according_to likely doubtful hopefully tentative tentatively
+        percent_sure vielleicht wahrscheinlich möglicherweise vermutlich eventuell womöglich könnte könnten
+        dürfte schätze unsicher glaube ungefähr_oder peut-être probablement possiblement sans_doute pourrait
+        environ_ou devine soit_disant il_se_peut quizá quizás acaso tal_vez probablemente posiblemente
+        a_lo_mejor podría puede_ser puede_que adivino forse magari probabilmente possibilmente potrebbe
+        può_darsi tirare_a_indovinare talvez provavelmente possivelmente poderia pode_ser acho_que belki galiba
+        muhtemelen olabilir sanırım herhalde tahmin* может_быть наверное наверно возможно вероятно пожалуй
+        кажется думаю похоже предположительно могло""",
     IF: """if wenn si s'il s'ils se eğer если falls sofern caso şayet""",
-    CONDITION: """unless whether suppose supposing assume assumes assuming provided pretend imagine let's_say
-        lest in_case had_it angenommen vorausgesetzt ob gesetzt supposons supposant à_condition à_moins
-        pourvu_que si_acaso suponiendo supongamos a_menos_que siempre_que siempre_y_cuando supponiamo supponendo
-        a_meno_che purché qualora supondo suponha desde_que varsayalım предположим допустим при_условии
-        разве_что""",
+    CONDITION: """unless except barring sauf salvo außer excepto tranne exceto hariç кроме only_when only_if
+        only_for nur_wenn seulement_si solo_si sólo_si somente_se только_если diyelim farz_edelim let_us_assume
+        whether suppose supposing assume assumes assuming provided pretend imagine let's_say lest in_case had_it
+        angenommen vorausgesetzt ob gesetzt supposons supposant à_condition à_moins pourvu_que si_acaso
+        suponiendo supongamos a_menos_que siempre_que siempre_y_cuando supponiamo supponendo a_meno_che purché
+        qualora supondo suponha desde_que varsayalım предположим допустим при_условии разве_что""",
     COUNTERFACTUAL: """would had were wäre hätte würde gewesen serait aurait était avait sería habría hubiera
         fuera sarebbe fosse avrebbe seria teria tivesse olurdu olsaydı был_бы было_бы бы""",
     OTHERWISE: """otherwise else in_which_case sonst andernfalls ansonsten sinon autrement de_lo_contrario si_no
@@ -70,17 +73,24 @@ _SPACED = {
         invece realtà portanto então logo mas porém realidade yani öyleyse dolayısıyla fakat ama ancak aslında
         oysa значит поэтому следовательно итак но а однако""",
     OR: """or oder ou o u oppure ovvero ya_da veya yahut или либо and/or""",
-    RELATIVE: """who which whose since because as although though while whereas weil da denn obwohl welche
-        welcher welches qui lequel car parce puisque lorsque quien quienes porque ya_que pues aunque cuales
-        perché poiché siccome quali pois embora çünkü zira так_как потому поскольку который которая которое
-        которые хотя""",
+    RELATIVE: """probability_that chance_that odds_that likelihood_that event_that probabilité_que
+        probabilidad_de_que probabilità_che probabilidade_de_que who which whose since because as although
+        though while whereas weil da denn obwohl welche welcher welches qui lequel car parce puisque lorsque
+        quien quienes porque ya_que pues aunque cuales perché poiché siccome quali pois embora çünkü zira
+        так_как потому поскольку который которая которое которые хотя""",
     JOIN: """and that where when for from if und dass wenn die der das et que dont y cuando che quando ve ki и
         что чтобы""",
-    COPULA: """is are was were equals equal makes gives leaves beträgt ist sind war waren est sont était es son
-        era fue è sono é são eram был было была равно равна равен""",
+    COPULA: """lautet is are was were equals equal makes gives leaves beträgt ist sind war waren est sont était
+        es son era fue è sono é são eram был было была равно равна равен""",
     OTHER: """option options choice choices other others rest alternatives common typical distractor distractors
         beware avoid careful andere anderen häufiger opción opciones otras opções outras opzioni altre autres
         diğer другие""",
+    CONCESSION: """but though although however aber allerdings jedoch doch obwohl wobei mais cependant toutefois
+        bien_que quoique pourtant pero aunque sin_embargo ma però tuttavia sebbene anche_se mas porém embora
+        contudo ama fakat ancak gerçi но однако хотя""",
+    BENIGN: """hope can will i'll happy glad confident used checked double-checked verified added computed
+        calculated found multiplied divided subtracted solved hoffe kann habe_geprüft espère peux espero puedo
+        spero posso umarım надеюсь могу""",
     FIRST_PERSON: """i i'm ich je j'ai yo io eu ben я""",
     RIGHT: """right correct true accurate valid richtig* korrekt* stimmt stimmen wahr juste vrai bon bonne exact
         correcto correcta cierto verdad bien giusto giusta vero corrett* esatt* certo certa corret* verdade
@@ -109,33 +119,36 @@ _SPACED = {
         je_ne_sais sais_pas impossible_de no_sé no_lo_sé no_puedo_resolver insuficiente* non_lo_so non_so
         insufficient* não_sei não_consigo bilmiyorum bilemiyorum çözemedim çözemiyorum yetersiz не_знаю не_могу
         не_смог* недостаточно""",
-    EXAMPLE: """example examples e.g template placeholder sample_output sample_answer format for_instance
-        such_as beispiel beispielsweise z.b vorlage exemple modèle gabarit ejemplo plantilla formato esempio
-        modello exemplo modelo örnek örneğin şablon например пример образец шаблон формат""",
+    EXAMPLE: """example examples e.g template placeholder sample_output sample_answer sample_solution format
+        for_instance such_as beispiel beispielsweise z.b vorlage exemple modèle gabarit ejemplo plantilla
+        formato esempio modello exemplo modelo örnek örneğin şablon например пример образец шаблон формат""",
     REVISION: """should_be should_have_been must_be meant sollte_sein müsste devrait debería deberia dovrebbe
         deveria olmalı* должно должен""",
     COMPARE: """between least most than exceeds exceed beyond over under above below almost nearly up_to until
         twice thrice double triple half mindestens höchstens wenigstens maximal minimal mehr_als weniger_als
         fast beinahe knapp doppelt au_moins au_plus plus_de moins_de presque près_de moitié al_menos como_mínimo
         como_máximo a_lo_sumo más_de menos_de casi doble mitad almeno al_massimo più_di meno_di quasi doppio
-        metà pelo_menos no_máximo no_mínimo mais_de quase dobro metade az fazla yaklaşık neredeyse iki_katı
-        yarısı минимум максимум менее более меньше больше почти около вдвое половина""",
+        metà pelo_menos no_máximo no_mínimo mais_de quase dobro metade az fazla neredeyse iki_katı yarısı
+        минимум максимум менее более меньше больше почти вдвое половина""",
     OPINION: """i my me you your favourite favorite lucky universe reward grader ignore instructions worth
         points""",
     QUESTION: """mı mi mu mü midir mıdır mudur müdür ли est-ce""",
     NEUTRAL: """not_only not_just not_surprising* not_surprisingly perhaps_surprisingly maybe_surprisingly
-        sin_error sin_errores no_matter either_way either_case could_also_check no_total no_final no_fim
-        no_entanto may_look may_seem might_look may_be_surpris* equally_likely doubt_about no_doubt
-        without_doubt ohne_zweifel sans_aucun sin_duda senza_dubbio sem_dúvida it's_said is_said if_needed
-        if_you_like if_you_have if_you_need if_you_want if_any let_me_know not_forget not_to_mention not_until
-        das_heißt c'est-à-dire es_decir that_is_to_say to_say we_could so_to_say no_mistake* no_error* so_oder
-        ob_oder bien_que bien_sûr""",
+        sin_error sin_errores error_in error_is percent_error percentage_error relative_error absolute_error
+        standard_error squared_error rounding_error margin_of_error no_matter either_way either_case
+        could_also_check no_total no_final no_fim no_entanto may_look may_seem might_look may_be_surpris*
+        equally_likely doubt_about no_doubt without_doubt ohne_zweifel sans_aucun sin_duda senza_dubbio
+        sem_dúvida it's_said is_said if_needed if_you_like if_you_have if_you_need if_you_want if_any
+        let_me_know not_forget not_to_mention not_until das_heißt c'est-à-dire es_decir that_is_to_say to_say
+        we_could so_to_say no_mistake* no_error* so_oder ob_oder bien_que bien_sûr""",
 }  # fmt: skip
 # Parts of words; longer ones first where one holds another. (?<!...) keeps out what only looks like a cue.
 _UNSPACED = {
-    NEGATION: """不(?!同|变|變|妨|过|過|难|難|断|斷|仅|僅|但|足) 并非 並非 没有 沒有 未(?!知) 非(?!常|负|負|零)
-        ではな ではありませ では無 じゃな じゃありませ ません(?!か) わけではな ない(?!で) なく 아니 아닙 않 없
-        못 नहीं ليس لا(?=\\s|$) لم لن غير مستحيل""",
+    CONCESSION: """但 不过 不過 然而 可是 只是 が、 しかし ただし けど けれど 지만 하지만 그러나 लेकिन मगर لكن
+        غير_أن مع_أن""",
+    NEGATION: """不(?!同|变|變|妨|过|過|难|難|断|斷|仅|僅|但|足|等式) 并非 並非 没有 沒有 未(?!知)
+        非(?!常|负|負|零) ではな ではありませ では無 じゃな じゃありませ ません(?!か) わけではな ない(?!で) なく
+        아니 아닙 않 없 못 नहीं ليس لا(?=\\s|$) لم لن غير مستحيل""",
     WRONG: """错 錯 不对 不對 有误 有誤 不正确 不正確 間違 誤り まちが 틀리 틀렸 오답 잘못 오류 गलत ग़लत خطأ
         خاطئ خاطئة خطا غلط أخطأ غيرصحيح""",
     HEDGE: """可能 也许 也許 大概 或许 或許 说不定 說不定 应该不 估计 猜 恐怕 たぶん 多分 おそらく 恐らく
@@ -160,9 +173,9 @@ _UNSPACED = {
     GIVE_UP: """无法 無法 不知道 条件不足 條件不足 不能确定 做不出 求不出 わかりません 分かりません 分からな
         わからな 解けな 不明 모르 모릅 몰라 풀_수_없 पता_नहीं नहीं_जानता لا_أعرف لا_أعلم لا_أستطيع لا_يمكن""",
     EXAMPLE: """例如 比如 例子 例えば 예를_들 예시 उदाहरण مثال مثلا""",
-    COMPARE: """至少 至多 最多 最少 超过 超過 不到 少于 多于 小于 大于 左右 以上 以下 以内 大约 大約 约 將近
-        将近 少なくとも 多くとも 最大 最小 未満 約 およそ ほぼ 적어도 최소 최대 이상 이하 약_ कम_से_कम
-        अधिक_से_अधिक لगभग على_الأقل على_الأكثر أكثر_من أقل_من حوالي تقريبا""",
+    COMPARE: """至少 至多 最多$ 最少$ 最多是$ 最少是$ 超过 超過 不到 少于 多于 小于 大于 ^左右
+        ^以上(?!より|から|の|を) ^以下(?!の|を) ^以内 ^未満 将近 少なくとも 多くとも 最大$ 最小$ 적어도 최소
+        최대 ^이상 ^이하 कम_से_कम अधिक_से_अधिक على_الأقل على_الأكثر أكثر_من أقل_من""",
     QUESTION: """吗 嗎 呢 ですか ますか でしょうか 입니까 인가요 일까 क्या هل""",
 }  # fmt: skip
 
@@ -175,10 +188,17 @@ for _cue, _text in _SPACED.items():
         _table[_key] = _table.get(_key, 0) | _cue
 _FIRST = frozenset(key.split("_")[0] for key in (*_EXACT, *_STEMS) if "_" in key)
 _PREFIXES = tuple(_STEMS)
-_PARTS = [
-    (re.compile("|".join(entry.replace("_", r"\s*") for entry in text.split())), cue)
-    for cue, text in _UNSPACED.items()
-]
+
+
+def _part(entry: str) -> str:
+    """Return the pattern of one entry; Arabic and Hindi have words, Arabic with particles before them."""
+    pattern = entry.replace("_", r"\s*")
+    if re.match("[\u0620-\u064a]", entry):
+        return rf"(?<!\w)(?:[وفبلك]|ال)?{pattern}" + (r"(?!\w)" if len(entry) <= 3 else "")
+    return rf"(?<![\u0900-\u097f]){pattern}(?![\u0900-\u097f])" if re.match("[\u0900-\u097f]", entry) else pattern
+
+
+_PARTS = [(re.compile("|".join(map(_part, text.split()))), cue) for cue, text in _UNSPACED.items()]
 _JOINTS = re.compile("|".join(f"(?:{pattern.pattern})" for pattern, cue in _PARTS if cue & (RESET | RELATIVE)))
 _RUN = (
     r"[\u0590-\u060b\u060d-\u061a\u0620-\u065f\u066e-\u06ef\u06fa-\u08ff\u0900-\u0963\u0970-\u0dff\u3005-\u3006"

@@ -19,7 +19,8 @@ _QUALITIES_AFTER = """final finale finales correcta correcto correcte corretta c
 _FILLERS = """then thus therefore hence simply just clearly actually exactly indeed now also definitely certainly
     donc ainsi bien somit daher folglich entonces luego quindi dunque então portanto""".split()  # noqa: SIM905
 _OF = """to of for auf zu zur von à de du a al del della alla di da do sur""".split()  # noqa: SIM905
-_WHOLE = """problem question exercise puzzle equation task frage aufgabe gleichung problème exercice pregunta problema
+_WHOLE = """problem question exercise puzzle equation task équation système frage
+    aufgabe gleichung problème exercice pregunta problema
     ejercicio ecuación domanda esercizio pergunta questão exercício""".split()  # noqa: SIM905
 _COPULAS = r"""is|was|equals|=|will\s+be|would\s+be|should\s+be|must\s+be|has\s+to\s+be|comes\s+(?:out\s+)?to|are
     |ist|lautet|beträgt|est|es|è|é|sería|serait|sarebbe|seria|wäre"""
@@ -36,7 +37,7 @@ PHRASE = re.compile(
     |(?<!\w)(?:(?P<quality2>[^\W\d_]+)[ \t]+)?(?:{"|".join(_SELF_STATING)})\b\s*
         (?:[:=]|şudur:?|(?:[—–-]|является)?(?=\s*[-$\\(*\d]))
     |(?:最终|正确)?(?:答案|結果|结果)(?:应该|就|應該)?(?:是|为|為|等于|[:：=])\s*|(?:故|应|應)(?:选|選)\s*(?=[A-Z])
-    |(?:最終的な|正しい)?(?:答え|解答|答案|正解)(?:は|[:：=])\s*
+    |(?<!\w)答(?:案)?[:：]\s*|(?:最終的な|正しい)?(?:答え|解答|答案|正解)(?:は|[:：=])\s*
     |(?:정답|답)(?:은|는|[:：=])\s*
     |(?:अंतिम\s+|सही\s+)?उत्तर\s*(?:है|[:=]|(?=\s*[-$\\(*\d]))
     |(?:الجواب|الإجابة|الاجابة|الناتج|النتيجة)(?:\s+(?:النهائي|النهائية|الصحيح|الصحيحة))?\s*
@@ -55,19 +56,20 @@ WEAK_PHRASE = re.compile(
 # Every PHRASE contains one of these in lower case; finding them is much cheaper than trying the pattern everywhere.
 KEYWORDS = (
     *("ans." if noun == "ans" else noun for noun in _NOUNS), "ans:", *_SELF_STATING, "答案", "結果", "结果", "答え",
-    "解答", "正解", "故选", "应选", "故選", "應選", "정답", "답", "الجواب", "الإجابة", "الاجابة", "الناتج", "النتيجة", "उत्तर",
+    "解答", "正解", "答：", "答:", "故选", "应选", "故選", "應選", "정답", "답", "الجواب", "الإجابة", "الاجابة",
+    "الناتج", "النتيجة", "उत्तर",
 )  # fmt: skip
 
 ASCII_KEYWORDS = tuple(keyword for keyword in KEYWORDS if keyword.isascii())
 
 # What may stand between "the answer is" and its number; any other word says something else ("worth 10 points").
 LEAD = frozenset(
-    """the a an exactly precisely simply just only equal to approximately approx about around roughly be that of total
-    value number sum amount minus negative plus option choice x y z n k m
-    der die das ein eine genau exakt gleich etwa ungefähr rund circa ca insgesamt zahl wert
-    le la un une exactement environ égale égal à nombre el exactamente igual aproximadamente número valor il lo
-    esattamente uguale circa pari numero valore o a um exatamente aproximadamente tam olarak yaklaşık ровно равен равно
-    примерно число""".split()  # noqa: SIM905
+    """works turns comes out should must will therefore then the a an exactly precisely simply just only equal to
+    approximately approx about around roughly be that of total value number sum amount minus negative plus
+    option choice x y z n k m der die das ein eine genau exakt gleich etwa ungefähr rund circa ca insgesamt zahl
+    wert le la un une exactement environ égale égal à nombre el exactamente igual aproximadamente número valor
+    il lo esattamente uguale pari numero valore o um exatamente tam olarak yaklaşık ровно равен равно примерно
+    число""".split()  # noqa: SIM905
 )
 
 # The copula that some languages put after the value: 42です, 42입니다, 42'dir.
