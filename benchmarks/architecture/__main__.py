@@ -13,7 +13,7 @@ import time
 
 import torch
 
-SECTIONS = ("latent",)
+SECTIONS = ("latent", "linear")
 
 
 def main():

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from transformers import DynamicCache, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from r1llama.model import linear_attention
 from r1llama.model.linear_attention import FEATURE_MAPS, R1LlamaLinearAttention
 from r1llama.model.linear_functions import (
     chunked_linear_sums,
@@ -128,7 +129,7 @@ def naive_layer(layer, hidden_states, cos, sin):
     features = layer.q_feature_map(q), layer.k_feature_map(k)
     q, k = apply_rotary_pos_emb(q, k, cos, sin)
     v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
-    log_decay = layer.log_decay(hidden_states, None) if layer.config.linear_decay else None
+    log_decay = layer.log_decay(q, None) if layer.config.linear_decay else None
     out = naive_hybrid_attention(q, k, v, *features, layer.window, layer.scaling, layer.log_window_weight, log_decay)
     return layer.o_proj(out.transpose(1, 2).flatten(2))
 
@@ -160,6 +161,28 @@ def test_hybrid_layer_is_its_definition(feature_map, decay):
             for name, gradient, wanted in zip(names, gradients, expected_gradients, strict=True):
                 assert wanted.abs().max() > 0, name
                 assert_close(gradient, wanted, atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("switches", [HYBRID | {"linear_window": 6}, {"linear_use_rope": True}, {}])
+@pytest.mark.parametrize("batch", ["packed", "padded"])
+def test_pieces_of_a_text_change_nothing(switches, batch, monkeypatch):
+    """Neither logits nor gradients, with packed documents or padding across the pieces."""
+    model = tiny_model(**{"layer_types": [LINEAR] * 3, "linear_decay": True} | switches)
+    ids = tokens(2, 50)
+    options = {"position_ids": torch.cat([torch.arange(n) for n in (16, 3, 31)]).expand(2, -1)}
+    if batch == "padded":
+        options = {"attention_mask": (torch.arange(50) >= torch.tensor([[0], [11]])).long()}
+    results = []
+    for piece in (512, 8, 5):
+        monkeypatch.setattr(linear_attention, "PIECE", piece)
+        logits = model(ids, use_cache=False, **options).logits
+        if batch == "padded":
+            logits = logits[options["attention_mask"].bool()]
+        results.append((logits, torch.autograd.grad(logits.square().mean(), list(model.parameters()))))
+    for logits, gradients in results[1:]:
+        assert_close(logits, results[0][0], atol=2e-5, rtol=1e-4)
+        for gradient, expected in zip(gradients, results[0][1], strict=True):
+            assert_close(gradient, expected, atol=1e-4, rtol=1e-3)
 
 
 @torch.no_grad()

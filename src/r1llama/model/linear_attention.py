@@ -23,6 +23,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotar
 
 from .linear_functions import linear_sums, normalise, window_sums
 
+PIECE = 512  # tokens at a time: what is worked on stays in a CPU's cache
 FEATURE_MAPS = {"elu": lambda x: F.elu(x).add_(1), "relu": F.relu}
 
 
@@ -77,71 +78,88 @@ class R1LlamaLinearAttention(LlamaAttention):
         query = self.q_proj(hidden_states).view(shape).transpose(1, 2)
         key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
         value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
-        value = torch.cat([value, torch.ones_like(value[..., :1])], dim=-1)
-        if attention_mask is not None:
-            value = value * attention_mask[:, None, :, None].to(value.dtype)
 
         cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
-        attend = self.attend_linear if self.window is None else self.attend_hybrid
+        memory = None
+        if cache is not None and cache.has_previous_state[0]:
+            memory = [cache.recurrent_states[0]]
+            if self.window is not None:
+                memory.append(cache.conv_states[0].mT)
         with torch.autocast(hidden_states.device.type, enabled=False):
-            log_decay = self.log_decay(hidden_states, attention_mask) if self.config.linear_decay else None
-            output, state = attend(query, key, value, position_embeddings, cache, log_decay, segment_ids)
+            output, memory = self.attend(query, key, value, position_embeddings, attention_mask, segment_ids, memory)
         if cache is not None:
-            cache.update_recurrent_state(state, num_tokens=query.shape[2])
+            cache.update_recurrent_state(memory[0], num_tokens=query.shape[2])
+            if self.window is not None:
+                cache.update_conv_state(memory[1].mT)
             cache.has_previous_state[0] = True  # transformers sets it for convolutions alone
 
         output = output.transpose(1, 2).flatten(2).to(hidden_states.dtype)
         return self.o_proj(output), None
 
-    def log_decay(self, hidden_states, attention_mask):
+    def attend(self, query, key, value, position_embeddings=None, attention_mask=None, segment_ids=None, memory=None):
+        """From queries `(B, H, S, D)`, keys and values `(B, K, S, D)` to the output `(B, H, S, D)`, in fp32, and the
+        memory: the state `(B, K, features, D + 1)` and, with a window, its tokens `(B, K, W, 3 D + 1)`."""
+        size = PIECE if query.device.type == "cpu" else query.shape[2]
+        step = self.attend_linear if self.window is None else self.attend_hybrid
+        operands = [x.split(size, dim=2) for x in (query, key, value)]
+        for x in (*(position_embeddings or (None, None)), attention_mask, segment_ids):
+            operands.append([None] * len(operands[0]) if x is None else x.split(size, dim=1))
+
+        outputs, last_id = [], None
+        for q, k, v, cos, sin, mask, ids in zip(*operands, strict=True):
+            if ids is not None:
+                if last_id is not None:
+                    memory = [x * (ids[:, 0] == last_id)[:, None, None, None] for x in memory]
+                last_id = ids[:, -1]
+            v = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)
+            if mask is not None:
+                v = v * mask[:, None, :, None].to(v.dtype)
+            log_decay = self.log_decay(q, mask) if self.config.linear_decay else None
+            output, memory = step(q, k, v, (cos, sin), log_decay, ids, memory)
+            outputs.append(output)
+        return torch.cat(outputs, dim=2), memory
+
+    def log_decay(self, query, attention_mask):
         """log(1 - 2^(-5 - head)) for each token, RetNet's rates (arXiv:2307.08621), and 0 for padding: a document ages
         by its own tokens. `(B or 1, K, S)`."""
-        heads = torch.arange(self.config.num_key_value_heads, device=hidden_states.device)
+        heads = torch.arange(self.config.num_key_value_heads, device=query.device)
         rate_K1 = torch.log1p(-torch.exp2(-5.0 - heads))[:, None]
         if attention_mask is None:
-            return rate_K1.expand(1, -1, hidden_states.shape[1])
+            return rate_K1.expand(1, -1, query.shape[2])
         return rate_K1 * attention_mask[:, None]
 
-    def attend_linear(self, query, key, value, position_embeddings, cache, log_decay, segment_ids):
-        """Linear attention over the whole past: the output `(B, H, S, D)` and the state `(B, K, features, D + 1)`."""
-        state = cache.recurrent_states[0] if cache is not None and cache.has_previous_state[0] else None
+    def attend_linear(self, query, key, value, rotary, log_decay, segment_ids, memory):
+        """Linear attention over the whole past. `value` has its column of ones."""
+        (state,) = memory or (None,)
         q, k, v = self.q_feature_map(query.float()), self.k_feature_map(key.float()), value.float()
-        if position_embeddings is None:
+        if rotary[0] is None:
             sums, state = linear_sums(q, k, v, state, log_decay, segment_ids)
-            return normalise(sums), state
-        q_rot, k_rot = apply_rotary_pos_emb(q, k, *(x.float() for x in position_embeddings))
+            return normalise(sums), [state]
+        q_rot, k_rot = apply_rotary_pos_emb(q, k, *(x.float() for x in rotary))
         above, below = (None, None) if state is None else (state[..., :-1], state[..., -1:])
         numerator, above = linear_sums(q_rot, k_rot, v[..., :-1], above, log_decay, segment_ids)
         denominator, below = linear_sums(q, k, v[..., -1:], below, log_decay, segment_ids)
-        return normalise(torch.cat([numerator, denominator], -1)), torch.cat([above, below], -1)
+        return normalise(torch.cat([numerator, denominator], -1)), [torch.cat([above, below], -1)]
 
-    def attend_hybrid(self, query, key, value, position_embeddings, cache, log_decay, segment_ids):
-        """Softmax over the window, linear attention over the tokens that have left it. Results as in `attend_linear`.
+    def attend_hybrid(self, query, key, value, rotary, log_decay, segment_ids, memory):
+        """Softmax over the window, linear attention over the tokens that have left it: see `naive_hybrid_attention`.
 
         A key leaves the window W tokens after it came: keys and values moved on by W tokens are the operands of the
-        linear part. The cache's convolution state, which rolls as a window must, holds `[key rotated_key value 1]`:
-        phi is given queries and keys without positions, because phi of rotated ones would depend on where in the batch
-        a text stands, and not on distances alone.
+        linear part. The window holds `[key rotated_key value 1]`: phi is given queries and keys without positions,
+        because phi of rotated ones would depend on where in the batch a text stands, and not on distances alone.
         """
         W, S, D = self.window, query.shape[2], self.head_dim
-        q_rot, k_rot = apply_rotary_pos_emb(query, key, *position_embeddings)
+        q_rot, k_rot = apply_rotary_pos_emb(query, key, *rotary)
         new = torch.cat([key, k_rot, value], dim=-1)
-        continues = cache is not None and cache.has_previous_state[0]
-        before = cache.conv_states[0].mT.to(new.dtype) if continues else new.new_zeros(*new.shape[:2], W, new.shape[3])
-        state = cache.recurrent_states[0] if continues else None
-        both = torch.cat([before, new], dim=2)
+        state, window = memory or (None, new.new_zeros(*new.shape[:2], W, new.shape[3]))
+        both = torch.cat([window, new], dim=2)
         k, k_rot, v = both.float().split([D, D, D + 1], dim=-1)
-
-        v_left, kept = v[:, :, :S], both[:, :, -W:]
-        window_segments = None
+        k_left, v_left, kept, window_ids = k[:, :, :S], v[:, :, :S], both[:, :, -W:], None
         if segment_ids is not None:
-            window_segments = F.pad(segment_ids, (W, 0), value=-1)
-            v_left = v_left * (window_segments[:, :S] == segment_ids)[:, None, :, None]
-            kept = kept * (window_segments[:, -W:] == segment_ids[:, -1:])[:, None, :, None]
-        sums, state = linear_sums(
-            self.q_feature_map(query.float()), self.k_feature_map(k[:, :, :S]), v_left, state, log_decay, segment_ids
-        )
-        near = window_sums(q_rot.float(), k_rot, v, self.scaling, window_segments)
-        if cache is not None:
-            cache.update_conv_state(kept.mT)
-        return normalise(sums + near * self.log_window_weight.float().exp()[:, None, None]), state
+            window_ids = torch.cat([segment_ids[:, :1].expand(-1, W), segment_ids], dim=1)
+            v_left = v_left * (window_ids[:, :S] == segment_ids)[:, None, :, None]
+            kept = kept * (window_ids[:, -W:] == segment_ids[:, -1:])[:, None, :, None]
+        q_features, k_features = self.q_feature_map(query.float()), self.k_feature_map(k_left)
+        far, state = linear_sums(q_features, k_features, v_left, state, log_decay, segment_ids)
+        near = window_sums(q_rot.float(), k_rot, v, self.scaling, window_ids)
+        return normalise(far + near * self.log_window_weight.float().exp()[:, None, None]), [state, kept]

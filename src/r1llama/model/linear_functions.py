@@ -86,7 +86,7 @@ def chunked_linear_sums(q, k, v, state=None, log_decay=None, segment_ids=None, c
         q: features of the queries `(B, H, S, D)`.
         k: features of the keys `(B, K, S, D)`, with K a divisor of H.
         v: values with the column of ones `(B, K, S, Dv)`.
-        state: `(B, K, D, Dv)` of the tokens before, or None. Not together with `segment_ids`.
+        state: `(B, K, D, Dv)` of the tokens before, in the document of the first token, or None.
         log_decay: `(B or 1, K, S)`, the logarithm of what each token multiplies the weights of all before it with: 0
             for padding, which then ages nothing. A chunk must sum to more than -80, or fp32 overflows. Or None.
         segment_ids: `(B, S)` non-decreasing ids of packed documents, which never see each other, or None.
@@ -117,7 +117,7 @@ def chunked_linear_sums(q, k, v, state=None, log_decay=None, segment_ids=None, c
     if segment_ids is not None:
         segment_ids = F.pad(segment_ids, (0, pad), mode="replicate" if pad else "constant").unflatten(1, (N, C))
         last_BN = segment_ids[:, :, -1]
-        open_BN = F.pad(last_BN[:, :-1], (1, 0), value=-1)  # the document that each chunk finds open
+        open_BN = torch.cat([segment_ids[:, 0, :1], last_BN[:, :-1]], dim=1)  # the document that a chunk finds open
         same = (segment_ids[:, :, :, None] == segment_ids[:, :, None, :])[:, None, :, None]
         goes_on = (segment_ids == open_BN[:, :, None])[:, None, :, None, :, None]
         k_state = k_state * (segment_ids == last_BN[:, :, None])[:, None, :, :, None]
@@ -125,21 +125,16 @@ def chunked_linear_sums(q, k, v, state=None, log_decay=None, segment_ids=None, c
         keep = stays_open if keep is None else keep * stays_open
 
     sums = torch.bmm(k_state.flatten(0, 2).mT, v.flatten(0, 2)).view(B, K, N, D, Dv)
-    if keep is None:
-        sums = sums.cumsum(2)
-        first = torch.zeros_like(sums[:, :, :1]) if state is None else state[:, :, None]
-        before = torch.cat([first, sums[:, :, :-1] + first], dim=2)
-        state = sums[:, :, -1] + first[:, :, 0]
-    else:
-        before = []
-        state = torch.zeros_like(sums[:, :, 0]) if state is None else state
-        for n in range(N):
-            before.append(state)
-            state = torch.addcmul(sums[:, :, n], state, keep[:, :, n, None, None])
-        before = torch.stack(before, dim=2)
+    before = []
+    state = torch.zeros_like(sums[:, :, 0]) if state is None else state
+    for n in range(N):
+        before.append(state)
+        old = state if keep is None else state * keep[:, :, n, None, None]
+        state = old + sums[:, :, n]
+    before = torch.stack(before, dim=2)
 
     across = torch.bmm(q.flatten(0, 2).flatten(1, 2), before.flatten(0, 2))
-    within = torch.bmm(q.flatten(0, 2).flatten(1, 2), k.flatten(0, 2).mT).view(B, K, N, G, C, C).tril()
+    within = torch.bmm(q.flatten(0, 2).flatten(1, 2), k.flatten(0, 2).mT).view(B, K, N, G, C, C).tril_()
     if segment_ids is not None:
         within = within * same
         across = (across.view(B, K, N, G, C, Dv) * goes_on).view(-1, G * C, Dv)
