@@ -11,6 +11,7 @@ from .modeling import (  # first: loading it registers the classes, in whatever 
 
 from .balancing import moe_blocks, update_router_bias  # isort: skip
 from .long_context import extend_context  # isort: skip
+from .routing_replay import record_routing, replay_routing  # isort: skip
 
 __all__ = [
     "R1LlamaConfig",
@@ -21,5 +22,7 @@ __all__ = [
     "R1LlamaPreTrainedModel",
     "extend_context",
     "moe_blocks",
+    "record_routing",
+    "replay_routing",
     "update_router_bias",
 ]

@@ -67,6 +67,10 @@ class R1LlamaConfig(LlamaConfig):
         router_aux_loss_coef (`float`, defaults to 0.0):
             Weight of the auxiliary balance loss that trainers add. For "softmax" scores only: TRL's formula
             recomputes the routing by softmax and top-k, which a sigmoid router with a bias does not do.
+        aux_loss_alpha (`float`, defaults to 0.0):
+            Weight of DeepSeek-V3's sequence-wise balance loss, from the experts really used; 1e-4 there. It and the
+            next reach the gradient inside the model, with any trainer, and not the loss that is shown.
+        router_z_loss_coef (`float`, defaults to 0.0): Weight of ST-MoE's router z-loss, against large logits.
         router_bias_update_rate (`float`, defaults to 1e-3):
             Step of the loss-free balancing of the experts; 0 freezes the bias. See `r1llama.model.balancing`.
         num_mtp_layers (`int`, defaults to 0):
@@ -108,6 +112,8 @@ class R1LlamaConfig(LlamaConfig):
     topk_group: int = 1
     output_router_logits: bool = False
     router_aux_loss_coef: float = 0.0
+    aux_loss_alpha: float = 0.0
+    router_z_loss_coef: float = 0.0
     router_bias_update_rate: float = 1e-3
 
     num_mtp_layers: int = 0
@@ -226,7 +232,14 @@ class R1LlamaConfig(LlamaConfig):
         for field in ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "n_group", "topk_group"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} is {getattr(self, field)}: set it to 1 or more")
-        for field in ("n_shared_experts", "first_k_dense_replace", "router_bias_update_rate", "router_aux_loss_coef"):
+        for field in (
+            "n_shared_experts",
+            "first_k_dense_replace",
+            "router_bias_update_rate",
+            "router_aux_loss_coef",
+            "aux_loss_alpha",
+            "router_z_loss_coef",
+        ):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field} is {getattr(self, field)}: set it to 0 or more")
         if self.scoring_func not in ("sigmoid", "softmax"):
@@ -253,7 +266,7 @@ class R1LlamaConfig(LlamaConfig):
         if self.scoring_func == "sigmoid" and self.router_aux_loss_coef:
             raise ValueError(
                 "router_aux_loss_coef with scoring_func 'sigmoid' would train with the loads of another router (the "
-                "trainers' formula is softmax): set it to 0 and use router_bias_update_rate"
+                "trainers' formula is softmax): set it to 0 and use router_bias_update_rate or aux_loss_alpha"
             )
 
 

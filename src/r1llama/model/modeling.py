@@ -50,7 +50,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .cache import prepare_cache
 from .configuration import R1LlamaConfig
-from .experts import R1LlamaExperts, R1LlamaMoE, R1LlamaRouter
+from .experts import R1LlamaExperts, R1LlamaMoE, R1LlamaRouter, RoutedForward
 from .latent_attention import R1LlamaLatentAttention
 from .linear_attention import HedgehogFeatureMap, R1LlamaLinearAttention
 from .multi_token import R1LlamaMTP
@@ -91,8 +91,17 @@ class R1LlamaDecoderLayer(LlamaDecoderLayer):
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, hidden_states: torch.Tensor, *args, prompt_of: torch.Tensor | None = None, **kwargs):
-        """As Llama's; with `prompt_of`, on the one row of `shared_prompts`."""
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        *args,
+        prompt_of: torch.Tensor | None = None,
+        routed: RoutedForward | None = None,
+        **kwargs,
+    ):
+        """As Llama's; with `prompt_of`, on the one row of `shared_prompts`; `routed` is for the experts."""
+        if isinstance(self.mlp, R1LlamaMoE):
+            self.mlp.routed = routed
         if prompt_of is None:
             return super().forward(hidden_states, *args, **kwargs)
         x = attend(self.self_attn, self.input_layernorm(hidden_states), prompt_of, **kwargs)
@@ -157,6 +166,9 @@ class R1LlamaModel(R1LlamaPreTrainedModel, LlamaModel):
         # and 1 / micro-batches per optimizer step
         self.auxiliary_losses: dict[str, torch.Tensor] = {}
         self.auxiliary_scale = 1.0
+        # See `routing_replay`
+        self.recorded_routing: list[torch.Tensor] | None = None
+        self.replayed_routing: torch.Tensor | None = None
         self.post_init()
 
     @merge_with_config_defaults
@@ -206,7 +218,7 @@ class R1LlamaModel(R1LlamaPreTrainedModel, LlamaModel):
 
         hidden_states = self.run_layers(
             inputs_embeds,
-            masks["linear_attention"],
+            self.route(inputs_embeds.shape[:2], masks["linear_attention"]),
             masks,
             self.make_rotary(inputs_embeds, position_ids),
             segment_ids,
@@ -230,7 +242,7 @@ class R1LlamaModel(R1LlamaPreTrainedModel, LlamaModel):
             rotary.append(self.make_rotary(x, positions))
         hidden_states = self.run_layers(
             inputs_embeds,
-            prompts.token_mask,
+            self.route(input_ids.shape, attention_mask, prompts.rows),
             {layer_type: tuple(mask[layer_type] for mask in masks) for layer_type in masks[0]},
             {layer_type: tuple(x[layer_type] for x in rotary) for layer_type in rotary[0]},
             position_ids=prompts.position_ids,
@@ -239,22 +251,25 @@ class R1LlamaModel(R1LlamaPreTrainedModel, LlamaModel):
         )
         return MoeModelOutputWithPast(last_hidden_state=self.norm(prompts.from_last_prompt_token(hidden_states)))
 
-    def run_layers(self, hidden_states, token_mask, masks, rotary, segment_ids=None, **kwargs):
-        """All layers, with the mask and the cos and sin of their type. `token_mask` is what [`count_load`] takes."""
+    def run_layers(self, hidden_states, routed, masks, rotary, segment_ids=None, **kwargs):
+        """All layers, with the mask and the cos and sin of their type. `routed` is what [`route`] returns."""
         self.auxiliary_losses = {}
-        if self.training and torch.is_grad_enabled():
-            self.count_load(token_mask)
-        for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
+        for i, (layer, layer_type) in enumerate(zip(self.layers, self.config.layer_types, strict=True)):
             if layer_type == "linear_attention":
                 kwargs["segment_ids"] = segment_ids
             else:
                 kwargs.pop("segment_ids", None)
             hidden_states = layer(
                 hidden_states,
+                routed=routed.get(i),
                 attention_mask=masks[layer_type],
                 position_embeddings=rotary[layer_type],
                 **kwargs,
             )
+        for name in next(iter(routed.values())).losses if routed else ():
+            self.auxiliary_losses[name] = torch.stack([forward.losses[name] for forward in routed.values()]).mean()
+        if self.recorded_routing is not None:
+            self.recorded_routing.append(torch.stack([forward.ids for forward in routed.values()]))
         return hidden_states
 
     def make_rotary(self, inputs_embeds, position_ids):
@@ -284,20 +299,36 @@ class R1LlamaModel(R1LlamaPreTrainedModel, LlamaModel):
             segment_ids = find_packed_sequence_indices(position_ids.expand(inputs_embeds.shape[0], -1))
         return masks, segment_ids
 
-    def count_load(self, token_mask: torch.Tensor | None) -> None:
-        """Let every expert layer count this forward's tokens for the balancing."""
-        blocks = [layer.mlp for layer in self.layers if isinstance(layer.mlp, R1LlamaMoE)]
-        if not blocks:
-            return
-        self.forwards_since_balancing = 0 if blocks[0].load is None else self.forwards_since_balancing + 1
+    def route(self, shape_BS, token_mask: torch.Tensor | None, rows_BS: torch.Tensor | None = None):
+        """A `RoutedForward` by the index of each layer with experts; `{}` if there is nothing to tell them."""
+        blocks = {i: layer.mlp for i, layer in enumerate(self.layers) if isinstance(layer.mlp, R1LlamaMoE)}
+        is_training = self.training and torch.is_grad_enabled()
+        replayed = self.replayed_routing
+        if not blocks or not (is_training or replayed is not None or self.recorded_routing is not None):
+            return {}
+        if replayed is not None and replayed.shape[:3] != (len(blocks), *shape_BS):
+            raise ValueError(
+                f"replay_routing was given ids of shape {tuple(replayed.shape)} for {len(blocks)} layers with experts "
+                f"and inputs of shape {tuple(shape_BS)}: give (layers with experts, B, S, K), -1 where a token "
+                "chooses for itself"
+            )
+        if is_training:
+            self.warn_of_forgotten_balancing(next(iter(blocks.values())))
+        return {
+            i: RoutedForward(
+                token_mask, rows_BS, is_training, self.auxiliary_scale, None if replayed is None else replayed[layer]
+            )
+            for layer, i in enumerate(blocks)
+        }
+
+    def warn_of_forgotten_balancing(self, block: R1LlamaMoE) -> None:
+        self.forwards_since_balancing = 0 if block.load is None else self.forwards_since_balancing + 1
         if self.forwards_since_balancing == FORWARDS_BEFORE_WARNING and self.config.router_bias_update_rate:
             logger.warning_once(
                 f"{FORWARDS_BEFORE_WARNING} training forwards and nothing updates the router bias, so the experts may "
                 "collapse unseen: add `r1llama.training.RouterBalancing()` to the trainer's callbacks, or call "
                 "`r1llama.model.update_router_bias(model)` once per optimizer step"
             )
-        for block in blocks:
-            block.count_next_forward(token_mask)
 
 
 class R1LlamaForCausalLM(R1LlamaPreTrainedModel, LlamaForCausalLM):

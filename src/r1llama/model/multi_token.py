@@ -14,6 +14,8 @@ weights from the directory that the model was loaded from.
 Shapes: B batch, S tokens, D hidden.
 """
 
+import copy
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -22,7 +24,7 @@ from transformers.modeling_layers import MtpLayer
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from .auxiliary_loss import attach_loss
-from .experts import R1LlamaMoE
+from .experts import RoutedForward
 
 LOSS_CHUNKS = 8  # a fixed number: under ZeRO-3 every rank must gather the head equally often
 
@@ -66,15 +68,13 @@ class R1LlamaMTP(nn.Module):
             position_ids = torch.arange(labels.shape[1], device=labels.device).unsqueeze(0)
         masks, documents = backbone.make_masks(inputs_embeds, inputs.get("attention_mask"), position_ids, None)
         token_mask = masks["linear_attention"]
-        for module in self.modules():
-            if isinstance(module, R1LlamaMoE):
-                module.count_next_forward(token_mask)
         loss = self(
             output.last_hidden_state,
             inputs_embeds,
             labels,
             token_mask if documents is None else documents,
             head,
+            RoutedForward(token_mask, is_training=True),
             attention_mask=masks["full_attention"],
             position_embeddings=backbone.rotary_emb(inputs_embeds, position_ids),
             position_ids=position_ids,
@@ -92,6 +92,7 @@ class R1LlamaMTP(nn.Module):
         labels: torch.Tensor,
         documents: torch.Tensor | None,
         head: nn.Module,
+        routed: RoutedForward,
         **kwargs,
     ) -> torch.Tensor:
         """The mean of the layers' cross-entropies, a scalar.
@@ -103,12 +104,19 @@ class R1LlamaMTP(nn.Module):
             documents: `(B, S)`, equal for tokens of one document, or None for one document a row. No token learns to
                 guess into another document, nor padding to guess into the text.
             head: hidden states to logits.
+            routed: for the experts of the blocks.
             kwargs: for the blocks. The positions may be the backbone's, since only their differences count.
         """
         losses = []
         for k, layer in enumerate(self.layers):
             # What rolls around the end, or in from the next document, reaches no token that has a target
-            hidden_states = layer(inputs_embeds.roll(-k - 1, dims=1), hidden_states, past_key_values=None, **kwargs)
+            hidden_states = layer(
+                inputs_embeds.roll(-k - 1, dims=1),
+                hidden_states,
+                past_key_values=None,
+                routed=copy.copy(routed),
+                **kwargs,
+            )
             targets = labels.roll(-k - 2, dims=1)
             targets[:, -k - 2 :] = -100
             if documents is not None:

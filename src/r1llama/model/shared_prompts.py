@@ -78,7 +78,7 @@ class SharedPrompts:
             )
         prompts, completions = input_ids.tensor_split([prompt_length], dim=1)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        prompt_mask, completion_mask = mask.tensor_split([prompt_length], dim=1)
+        prompt_mask = mask[:, :prompt_length]
         first, self.prompt_of = distinct_rows(prompts, prompt_mask)
         self.input_ids = join(prompts[first], completions)
         self.masks = prompt_mask[first], mask  # completions also see their prompts
@@ -87,8 +87,9 @@ class SharedPrompts:
             positions[:, :prompt_length].expand(len(first), -1),
             positions[:, prompt_length:].expand(len(prompts), -1),
         )
-        copies = self.prompt_of.bincount(minlength=len(first))[:, None]
-        self.token_mask = join(prompt_mask[first] * copies, completion_mask)  # (1, T): how often a token counts
+        tokens = torch.arange(self.input_ids.shape[1], device=input_ids.device)[None]
+        prompt_rows, completion_rows = split(tokens, self.position_ids)
+        self.rows = torch.cat([prompt_rows[self.prompt_of], completion_rows], dim=1)  # (B, P + R): where each token is
 
     def from_last_prompt_token(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`(1, T, hidden)` -> `(B, 1 + R, hidden)`: what the completions are predicted from, and their last token."""
