@@ -10,11 +10,11 @@ import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .context import SENTENCE_END, assert_contrast, doubt_after, doubt_before, doubt_beside, doubt_in, sentence_before
+from .context import SENTENCE_END, doubt_after, doubt_before, doubt_beside, doubt_in, sentence_before
 from .declarations import EMPHASIS, MAX_CLAUSE, MAX_DECLARATIONS, Declaration, marked, several_numbers, with_phrases
 from .lexicon import joins
 from .numeric import parse_number
-from .phrases import CONCLUSION, LEAD, PHRASE, PLAIN_QUALITIES, SEVERAL, TOTAL
+from .phrases import CONCLUSION, LEAD, PHRASE, PLAIN_QUALITIES, SEVERAL, TOTAL, assert_contrast
 from .statements import stated_number
 
 MAX_SECTION = 200_000  # characters after the thoughts; more is no answer
@@ -50,7 +50,7 @@ _REASONED = re.compile(
     r"([^\s(,]+(?: \w+)?)(?:,? (?:because|since)\b| \((?!or\b|not\b|wrong\b|incorrect\b|maybe\b))", re.I
 )
 _STRUCK = re.compile(r"~~[^~]*~~|\\(?:[bx]?cancel|sout|st)\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}")
-_STRUCK_HTML = re.compile(r"<(s|del|strike)>.*?</\1>", re.IGNORECASE | re.DOTALL)
+_STRUCK_HTML = re.compile(r"<(s|del|strike)>.{0,400}?</\1>", re.IGNORECASE | re.DOTALL)
 _SHAPING = "(?:b|i|u|em|strong|mark|p|span|center|big|small|h[1-6]|div)"
 _LOOK = re.compile(rf"(?<!\w)<{_SHAPING}>|</{_SHAPING}>(?!\w)|<br ?/?>", re.IGNORECASE)
 _MATHS_LETTER = re.compile("[\U0001d400-\U0001d7ff]+")
@@ -238,11 +238,11 @@ def _context(section: str, declaration: Declaration, several: bool) -> str:
             return "negated"
     before = sentence_before(section, declaration.start)
     announcement = section[declaration.start : declaration.value_start] if declaration.source == "phrase" else ""
-    end = declaration.end
+    end, number = declaration.end, stated_number(declaration.value)
     if declaration.source == "phrase":  # "42 only | when n is even": the last word belongs to what follows
         last = _LAST_WORD.search(section, declaration.value_start, end)
         end = last.start() if last else end
-    return doubt_before(before, announcement) or doubt_after(section[end:], several)
+    return doubt_before(before, announcement) or doubt_after(section[end:], several, number.value if number else None)
 
 
 def value_key(value: str) -> object:

@@ -17,6 +17,7 @@ RETRACT, GIVE_UP, EXAMPLE, SELF, QUESTION, COMPARE, NEUTRAL, OTHERWISE, OPINION,
 REVISION, NOUN, JOIN, COPULA, OTHER, FIRST_PERSON, IF, COUNTERFACTUAL, CONCESSION, BENIGN = (
     1 << i for i in range(20, 30)
 )
+THAT, ASSERTION = 1 << 31, 1 << 32
 
 _SPACED = {
     NEGATION: """not no never cannot neither nor none nobody nothing no_one doubt doubts doubtful deny denies
@@ -34,9 +35,11 @@ _SPACED = {
         incorrecte* trompé* trompe incorrect* equivoqu* equivoc* erróne* falso falsa error* falsi sbagliat*
         sbaglio errore errori errat* scorrett* errad* erro erros engan* incorret* yanlış* hata hatalı hatası
         hatalıdır неверн* неправильн* ошиб* ошибк* ложн* ложь неправда""",
-    HEDGE: """maybe perhaps possibly probably presumably supposedly apparently allegedly might may could guess
-        guessing guesses unsure uncertain unclear suspect seems seem not_sure no_idea no_clue not_certain
-        not_confident i_suppose i_reckon somewhere something_like give_or_take plus_or_minus or_so
+    HEDGE: """naively at_first first_glance first_sight originally initially superficially previous_problem
+        previous_question previous_exercise misconception auf_den_ersten à_première a_primera a_prima à_primeira
+        ilk_bakışta на_первый maybe perhaps possibly probably presumably supposedly apparently allegedly might
+        may could guess guessing guesses unsure uncertain unclear suspect seems seem not_sure no_idea no_clue
+        not_certain not_confident i_suppose i_reckon somewhere something_like give_or_take plus_or_minus or_so
         or_thereabouts more_or_less ballpark according_to likely doubtful hopefully tentative tentatively
         percent_sure vielleicht wahrscheinlich möglicherweise vermutlich eventuell womöglich könnte könnten
         dürfte schätze unsicher glaube ungefähr_oder peut-être probablement possiblement sans_doute pourrait
@@ -82,15 +85,22 @@ _SPACED = {
         что чтобы""",
     COPULA: """lautet is are was were equals equal makes gives leaves beträgt ist sind war waren est sont était
         es son era fue è sono é são eram был было была равно равна равен""",
-    OTHER: """option options choice choices other others rest alternatives common typical distractor distractors
-        beware avoid careful andere anderen häufiger opción opciones otras opções outras opzioni altre autres
-        diğer другие""",
+    OTHER: """weitere weiteren weiterer anderen autre otra otro otros altra altro altri outra outro других
+        другого başka further option options choice choices other others rest alternatives common typical
+        distractor distractors beware avoid careful andere häufiger opción opciones otras opções outras opzioni
+        altre autres diğer другие""",
     CONCESSION: """but though although however aber allerdings jedoch doch obwohl wobei mais cependant toutefois
         bien_que quoique pourtant pero aunque sin_embargo ma però tuttavia sebbene anche_se mas porém embora
         contudo ama fakat ancak gerçi но однако хотя""",
     BENIGN: """hope can will i'll happy glad confident used checked double-checked verified added computed
         calculated found multiplied divided subtracted solved hoffe kann habe_geprüft espère peux espero puedo
         spero posso umarım надеюсь могу""",
+    THAT: """that dass que qu'il che что""",
+    ASSERTION: """conclude concludes see sees find found get means mean shows implies follows follow deduce know
+        clear obtain obtained tells confirms so think believe confident sure certain folgt schließen sehen
+        ergibt heißt bedeutet sicher conclut concluons déduit voit trouve signifie sûr concluimos vemos
+        significa sigue obtenemos creo seguro concludiamo segue vediamo sicuro concluímos certeza значит следует
+        получаем видим уверен считаю""",
     FIRST_PERSON: """i i'm ich je j'ai yo io eu ben я""",
     RIGHT: """right correct true accurate valid richtig* korrekt* stimmt stimmen wahr juste vrai bon bonne exact
         correcto correcta cierto verdad bien giusto giusta vero corrett* esatt* certo certa corret* verdade
@@ -99,16 +109,16 @@ _SPACED = {
         solución risposta risultato soluzione resposta solução cevap* yanıt* sonuç* ответ* результат* решени*""",
     PRONOUN: """that this it that's it's this's das dies es diese dieses dieser ce c'est cela ça celui cette eso
         esto ello ese esa este esta questo questa ciò quello isso isto esse essa bu o şu это эта этот""",
-    RETRACT: """scratch_that take_it_back take_that_back take_back retract* withdraw* ignore disregard kidding
-        joking never_mind april_fools on_second_thought made_a_mistake disagree* misspoke i_meant start_over
-        redo recompute recalculate rechne_neu neu_rechnen zurückziehe* widerrufe nehme_zurück vergiss vergesst
-        quatsch je_retire oubliez oublie je_plaisante recalculons recommençons me_retracto olvida olvídalo
-        ignora es_broma ritiro dimentica ignorate scherzo ricalcolo retiro esqueça esquece brincadeira
-        recalcular vazgeçtim unutun şaka geri_alıyorum yeniden_hesapla* забудь* забудьте шучу пересчита*
-        беру_назад erratum errata corrigendum corrección correzione correção korrektur düzeltme поправка
-        correction edit oops whoops""",
-    INTERJECTION: """actually en_fait en_realidad in_realtà na_verdade tatsächlich aslında вообще-то no nope
-        wait hmm oops whoops sorry not hold nein halt moment stopp ups hoppla non attends attendez oups pardon
+    RETRACT: """исправлен* scratch_that take_it_back take_that_back take_back retract* withdraw* ignore
+        disregard kidding joking never_mind april_fools on_second_thought made_a_mistake disagree* misspoke
+        i_meant start_over redo recompute recalculate rechne_neu neu_rechnen zurückziehe* widerrufe nehme_zurück
+        vergiss vergesst quatsch je_retire oubliez oublie je_plaisante recalculons recommençons me_retracto
+        olvida olvídalo ignora es_broma ritiro dimentica ignorate scherzo ricalcolo retiro esqueça esquece
+        brincadeira recalcular vazgeçtim unutun şaka geri_alıyorum yeniden_hesapla* забудь* забудьте шучу
+        пересчита* беру_назад erratum errata corrigendum corrección correzione correção korrektur düzeltme
+        поправка correction edit oops whoops""",
+    INTERJECTION: """hold_on actually en_fait en_realidad in_realtà na_verdade tatsächlich aslında вообще-то no
+        nope wait hmm oops whoops sorry not nein halt moment stopp ups hoppla non attends attendez oups pardon
         désolé espera espere perdón ay aspetta ops scusa scusate não opa desculpe hayır dur bekle yok нет стой
         стоп подожди* ой упс извините постой* nah""",
     GIVE_UP: """unable don't_know do_not_know cannot_solve can't_solve could_not_solve couldn't_solve
@@ -144,16 +154,17 @@ _SPACED = {
 }  # fmt: skip
 # Parts of words; longer ones first where one holds another. (?<!...) keeps out what only looks like a cue.
 _UNSPACED = {
+    OTHER: """其他 其它 別の 他の 다른 अन्य أخرى آخر""",
     CONCESSION: """但 不过 不過 然而 可是 只是 が、 しかし ただし けど けれど 지만 하지만 그러나 लेकिन मगर لكن
         غير_أن مع_أن""",
-    NEGATION: """不(?!同|变|變|妨|过|過|难|難|断|斷|仅|僅|但|足|等式) 并非 並非 没有 沒有 未(?!知)
+    NEGATION: """ليست لست 不(?!同|变|變|妨|过|過|难|難|断|斷|仅|僅|但|足|等式) 并非 並非 没有 沒有 未(?!知)
         非(?!常|负|負|零) ではな ではありませ では無 じゃな じゃありませ ません(?!か) わけではな ない(?!で) なく
         아니 아닙 않 없 못 नहीं ليس لا(?=\\s|$) لم لن غير مستحيل""",
     WRONG: """错 錯 不对 不對 有误 有誤 不正确 不正確 間違 誤り まちが 틀리 틀렸 오답 잘못 오류 गलत ग़लत خطأ
         خاطئ خاطئة خطا غلط أخطأ غيرصحيح""",
-    HEDGE: """可能 也许 也許 大概 或许 或許 说不定 說不定 应该不 估计 猜 恐怕 たぶん 多分 おそらく 恐らく
-        かもしれ でしょう だろう と思 아마 지도_모 지도모 일지도 것_같 것같 शायद संभवतः ربما لعل قد_يكون أظن
-        أعتقد يحتمل محتمل""",
+    HEDGE: """수도_있 可能 也许 也許 大概 或许 或許 说不定 說不定 应该不 估计 猜 恐怕 たぶん 多分 おそらく
+        恐らく かもしれ でしょう だろう と思 아마 지도_모 지도모 일지도 것_같 것같 शायद संभवतः ربما لعل قد_يكون
+        أظن أعتقد يحتمل محتمل""",
     CONDITION: """假如 假设 假設 要是 除非 仮に बशर्ते لو(?=\\s) بشرط إلا_إذا""",
     IF: """如果 若(?!干) もし 만약 만일 यदि अगर إذا اذا""",
     OTHERWISE: """否则 否則 不然 そうでなければ さもなければ 아니면 그렇지_않으면 अन्यथा وإلا""",
@@ -173,7 +184,7 @@ _UNSPACED = {
     GIVE_UP: """无法 無法 不知道 条件不足 條件不足 不能确定 做不出 求不出 わかりません 分かりません 分からな
         わからな 解けな 不明 모르 모릅 몰라 풀_수_없 पता_नहीं नहीं_जानता لا_أعرف لا_أعلم لا_أستطيع لا_يمكن""",
     EXAMPLE: """例如 比如 例子 例えば 예를_들 예시 उदाहरण مثال مثلا""",
-    COMPARE: """至少 至多 最多$ 最少$ 最多是$ 最少是$ 超过 超過 不到 少于 多于 小于 大于 ^左右
+    COMPARE: """^보다 至少 至多 最多$ 最少$ 最多是$ 最少是$ 超过 超過 不到 少于 多于 小于 大于 ^左右
         ^以上(?!より|から|の|を) ^以下(?!の|を) ^以内 ^未満 将近 少なくとも 多くとも 最大$ 最小$ 적어도 최소
         최대 ^이상 ^이하 कम_से_कम अधिक_से_अधिक على_الأقل على_الأكثر أكثر_من أقل_من""",
     QUESTION: """吗 嗎 呢 ですか ますか でしょうか 입니까 인가요 일까 क्या هل""",
@@ -208,6 +219,7 @@ _TOKEN = re.compile(
     rf"(?P<command>\\[a-zA-Z]+)|"
     rf"(?P<run>{_RUN}(?:[ ]{_RUN})*)|[^\W\d_]+(?:['’.-][^\W\d_]+)*|(?P<mark>[,;:()\n，；：、؛،—–]|\s-\s)"
 )
+_TURKISH_NEGATION = re.compile(r"\w{2}(?:m[ıiuü]yor|m[ae]d[ıi]|m[ae]m[ıi]ş)\w{0,4}$")
 MARK = 1 << 30
 
 
@@ -226,7 +238,7 @@ def _cues(word: str) -> int:
     if word.startswith(_PREFIXES):
         for length in range(3, len(word) + 1):
             found |= _STEMS.get(word[:length], 0)
-    if word.endswith("n't") or word.startswith("n'"):
+    if word.endswith("n't") or _TURKISH_NEGATION.search(word) or word.startswith("n'"):
         found |= NEGATION
     if not found and "'" in word and word[1:2] == "'":  # d'erreur, l'erreur, c'est
         return _cues(word[2:])

@@ -34,6 +34,8 @@ PHRASE = re.compile(
         {_filler}
         [*_]{{0,3}}\s*
         (?:(?:{_COPULAS})(?!\w){_filler}\s*(?:equal\s+to\b)?\s*:?|[:：→]|=(?!=)|(?=[*_]*\s*\n))
+    |\b(?:ist|lautet|beträgt)\s+(?:(?:also|somit|daher|demnach)\s+)?(?:die|das)\s+(?:(?:richtige|gesuchte|endgültige)\s+)?
+        (?:antwort|endergebnis|ergebnis|lösung)(?=\s+[-$\\(*\d])
     |(?<!\w)(?:(?P<quality2>[^\W\d_]+)[ \t]+)?(?:{"|".join(_SELF_STATING)})\b\s*
         (?:[:=]|şudur:?|(?:[—–-]|является)?(?=\s*[-$\\(*\d]))
     |(?:最终|正确)?(?:答案|結果|结果)(?:应该|就|應該)?(?:是|为|為|等于|[:：=])\s*|(?:故|应|應)(?:选|選)\s*(?=[A-Z])
@@ -97,3 +99,33 @@ SEVERAL = re.compile(
     r"|\d\s*(?:\\pm|±)|\\text\s*\{\s*(?:or|maybe|not)\b",
     re.IGNORECASE,
 )
+
+# "not 41 but 42" in each language, with the copula that stays: only what follows the conjunction is said.
+_SHORT = r"[^.,;!?。，；\n]{1,40}?"
+_CONTRASTS = (
+    (r"\bnot\s+{x},?\s+(?:but|rather)\s+(?:rather\s+)?", ""),
+    (r"\bnicht\s+{x},?\s+sondern\s+", ""),
+    (r"\bn['’](est|était)\s+pas\s+{x},?\s+mais\s+", r"\1 "),
+    (r"\bno\s+(es|son|era)\s+{x},?\s+sino\s+(?:que\s+(?:es|son)\s+)?", r"\1 "),
+    (r"\bnon\s+(è|sono)\s+{x},?\s+(?:ma|bensì)\s+", r"\1 "),
+    (r"\bnão\s+(é|são)\s+{x},?\s+(?:mas(?:\s+sim)?|e\s+sim)\s+", r"\1 "),
+    (r"(?<=\s){x}\s+değil,?\s+", ""),
+    (r"\bне\s+{x},?\s+а\s+", ""),
+    (r"不(是){x}[,，]?\s*而是", r"\1"),
+    (r"(?<=は){x}(?:ではなく|じゃなく)[、,]?\s*", ""),
+    (r"(?<=[은는]\s){x}(?:이|가)\s*아니라\s*", ""),
+    (r"(?:ليس|ليست)\s+{x}\s+بل\s+", "هو "),
+    (r"(?<=\s){x}\s+नहीं,?\s+बल्कि\s+", ""),
+)
+_CONTRAST = [(re.compile(pattern.replace("{x}", _SHORT), re.IGNORECASE), kept) for pattern, kept in _CONTRASTS]
+_CONTRASTING = re.compile(
+    r"\b(?:but|rather|sondern|mais|sino|ma|bensì|mas|sim|değil|а)\b|而是|なく|아니라|بل|बल्कि", re.IGNORECASE
+)
+
+
+def assert_contrast(text: str) -> str:
+    """Rewrite "not 41 but 42" as "42", in every language."""
+    if _CONTRASTING.search(text):
+        for pattern, kept in _CONTRAST:
+            text = pattern.sub(kept, text)
+    return text
