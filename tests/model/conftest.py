@@ -7,7 +7,8 @@ import torch
 
 from r1llama import R1LlamaConfig, R1LlamaForCausalLM
 
-torch.set_default_device(os.environ.get("R1LLAMA_TEST_DEVICE", "cpu"))  # benchmarks/gpu.sh: cuda
+if device := os.environ.get("R1LLAMA_TEST_DEVICE"):  # benchmarks/gpu.sh: cuda
+    torch.set_default_device(device)
 
 BASE = {
     "vocab_size": 61,
