@@ -16,3 +16,11 @@ echo "== the model's invariants on $device"
 R1LLAMA_TEST_DEVICE=$device $python -m pytest tests/model
 echo "== logits against transformers' own models"
 $python -m benchmarks.correctness --device "$device"
+echo "== torch.compile through Inductor"
+R1LLAMA_TEST_DEVICE=$device $python -m pytest tests/model/test_compile.py -m slow -k inductor
+echo "== the architecture against its peers"
+if [ "$device" = cuda ]; then
+  $python -m benchmarks.architecture --device cuda --json benchmarks/architecture-cuda.json
+else
+  $python -m benchmarks.architecture --quick
+fi

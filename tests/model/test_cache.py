@@ -105,3 +105,12 @@ def test_offloaded_cache_keeps_its_layers():
     config = tiny_config(**ATTENTION["latent"])
     cache = prepare_cache(DynamicCache(config=config, offloading=True), config)
     assert {type(layer) for layer in cache.layers} == {DynamicLayer}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="transformers offloads from a GPU")
+@pytest.mark.parametrize("implementation", ["offloaded", "offloaded_static"])
+def test_generation_with_an_offloaded_cache(implementation):
+    model = tiny_model(**ATTENTION["latent"])
+    ids, options = tokens(2, 8), {"max_new_tokens": 6, "do_sample": False}
+    offloaded = model.generate(ids, cache_implementation=implementation, disable_compile=True, **options)
+    assert offloaded.tolist() == model.generate(ids, **options).tolist()
