@@ -25,6 +25,7 @@ from .linear_functions import linear_sums, normalise, window_sums
 
 PIECE = 512  # tokens at a time: what is worked on stays in a CPU's cache
 
+
 def elu_feature_map(x):
     if torch.compiler.is_compiling():  # torch 2.13 promises the compiler wrong strides for elu's gradient
         return x.clamp_max(0).exp() + x.relu()
