@@ -13,7 +13,7 @@ import time
 
 import torch
 
-SECTIONS = ("latent", "linear")
+SECTIONS = ("latent", "linear", "grpo")
 
 
 def main():
