@@ -33,15 +33,19 @@ def recorded(model, *args, **kwargs):
     return record.ids(), logits
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["own prompts", "shared prompt"])
 @pytest.mark.parametrize("switches", [{}, LATENT], ids=["grouped", "latent+linear"])
-def test_generation_is_recorded_and_replayed(switches):
+def test_generation_is_recorded_and_replayed(switches, shared):
     """Prefill and decode steps, left padding: a full forward uses the same experts and has the same probabilities."""
     model = tiny_model(**SWITCHES, **switches)
     prompts = tokens(2, 7)
     prompts[0, :3] = 0
+    if shared:
+        prompts[1] = prompts[0]
     mask = (prompts > 0).long()
+    torch.manual_seed(0)
     with record_routing(model) as record:
-        text = model.generate(prompts, attention_mask=mask, max_new_tokens=6, do_sample=False)
+        text = model.generate(prompts, attention_mask=mask, max_new_tokens=6, do_sample=True)
     assert record.ids().shape == (2, 2, 12, 2)  # the last token was never read
     mask = torch.cat([mask, torch.ones(2, 5, dtype=torch.long)], 1)
     own, expected = recorded(model, text[:, :-1], attention_mask=mask)

@@ -371,7 +371,11 @@ class R1LlamaForCausalLM(R1LlamaPreTrainedModel, LlamaForCausalLM):
         if not can_share or len(first) == len(input_ids):
             return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
         distinct = model_kwargs | {name: x[first] for name, x in per_row.items()}
+        recorded = self.model.recorded_routing
+        before = len(recorded or ())
         outputs = super()._prefill(input_ids[first], generation_config, distinct, *args, **kwargs)
+        if recorded is not None:
+            recorded[before:] = [ids[:, prompt_of] for ids in recorded[before:]]
         outputs.logits = outputs.logits[prompt_of]
         outputs.past_key_values.reorder_cache(prompt_of)
         return outputs

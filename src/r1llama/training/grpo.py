@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation: TRL's GRPOTrainer, with shared prompts, from a recipe.
+"""Group-relative policy optimisation: TRL's GRPOTrainer, with shared prompts and replayed routing, from a recipe.
 
     accelerate launch -m r1llama.training.grpo --config recipe.yaml [--key value ...]
 
@@ -17,12 +17,12 @@ from r1llama.training import recipe, stage
 from r1llama.training.callbacks import CompletionsFile, RewardAlarm
 from r1llama.training.checks import check_machine, check_prompts, check_rewards, check_values
 from r1llama.training.recipe import RecipeError
-from r1llama.training.shared_prompts import SharedPromptGRPOTrainer
+from r1llama.training.routing_replay import RoutingReplayGRPOTrainer
 
 
 @dataclass
 class GRPOArguments(stage.StageArguments):
-    """Adds the rewards and the sharing of prompts."""
+    """Adds the rewards, the sharing of prompts and the replay of routing."""
 
     reward_funcs: list[str] = field(
         default_factory=lambda: ["accuracy", "format"],
@@ -33,6 +33,14 @@ class GRPOArguments(stage.StageArguments):
         metadata={
             "help": "Compute each prompt once for its group, in rollouts and updates: the same numbers, sooner. For "
             "r1llama models; others, and prompt-learning adapters, run as in TRL."
+        },
+    )
+    replay_routing: bool = field(
+        default=True,
+        metadata={
+            "help": "Train each token with the experts that its rollout used, weighted by the current router: "
+            "steadier, because rounding and later steps then move no token to other experts. For r1llama models with "
+            "experts and rollouts by transformers."
         },
     )
 
@@ -76,7 +84,8 @@ def main(argv: list[str]) -> dict[str, float]:
         stage.log.warning("for exact resuming, make `save_steps` a multiple of %d, the steps per generation", period)
     stage.record(values)
 
-    trainer = SharedPromptGRPOTrainer(
+    trainer = RoutingReplayGRPOTrainer(
+        replay_routing=args.replay_routing,
         share_prompts=args.share_prompts,
         model=stage.load_model(model_args, training_args, config),
         reward_funcs=rewards,

@@ -1,0 +1,83 @@
+"""GRPO whose updates use the experts that the rollouts used (R3, arXiv:2510.11370)."""
+
+import logging
+
+import torch
+from torch.nn import functional as F
+
+from r1llama.model import R1LlamaForCausalLM, record_routing, replay_routing
+from r1llama.training.shared_prompts import SharedPromptGRPOTrainer
+
+log = logging.getLogger("r1llama")
+
+
+class RoutingReplayGRPOTrainer(SharedPromptGRPOTrainer):
+    """Records which experts each token of a rollout used, and replays it wherever the policy's log-probabilities are
+    computed: for the old policy and for every update. See `r1llama.model.routing_replay`.
+
+    The ids travel with the rollouts as `routing`, `(B, P + R, layers with experts, K)`; -1, where no rollout read a
+    token, leaves the choice to the router. A reference model of its own chooses for itself; with adapters the
+    reference is the same model and follows.
+
+    Args:
+        args, kwargs: As `SharedPromptGRPOTrainer` takes them.
+        replay_routing: False for routers that choose anew. For models without experts, and for rollouts that
+            transformers' `generate` does not make in one turn, it is off, and the log says why.
+    """
+
+    def __init__(self, *args, replay_routing: bool = True, **kwargs):
+        super().__init__(*args, **kwargs)
+        reason = self.why_not_replayed()
+        if not getattr(self.base_model.config, "num_experts", None):
+            replay_routing = False
+        if replay_routing and reason:
+            log.info("`replay_routing`: %s; routers choose anew in each update", reason)
+        self.replays_routing = replay_routing and reason is None
+        self.routing = None
+
+    def why_not_replayed(self) -> str | None:
+        """What keeps a model with experts from replaying; None if nothing does."""
+        if not isinstance(self.base_model, R1LlamaForCausalLM):
+            return f"{type(self.base_model).__name__} is no r1llama model"
+        if self.use_vllm or self.use_transformers_continuous_batching:
+            return "the rollouts are not made by `generate` of transformers"
+        if self.tools or self.rollout_func is not None:
+            return "rollouts with tools, or by a `rollout_func`, take several turns"
+        return None
+
+    def _generate(self, prompts):
+        if not self.replays_routing:
+            return super()._generate(prompts)
+        with record_routing(self.base_model) as record:
+            generated = super()._generate(prompts)
+        ids = record.ids().permute(1, 2, 0, 3).to(torch.int16)
+        # As TRL pads the rollouts: completions end with the longest one's last token, which no forward has read.
+        prompt_ids, completion_ids = generated[0], generated[1]
+        multiple = self.pad_to_multiple_of or 1
+        lengths = [-(-max(map(len, part)) // multiple) * multiple for part in (prompt_ids, completion_ids)]
+        self.routing = F.pad(ids, (0, 0, 0, 0, 0, max(sum(lengths) - ids.shape[1], 0)), value=-1)[:, : sum(lengths)]
+        return generated
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        if self.routing is not None:
+            output["routing"], self.routing = self.routing, None
+        return output
+
+    def _compute_loss(self, model, inputs):
+        self.routing = inputs.get("routing")
+        loss = super()._compute_loss(model, inputs)
+        self.routing = None
+        return loss
+
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+        if self.routing is None or model is self.ref_model:
+            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        rows = iter(self.routing)
+
+        def replaying(input_ids, **inputs):
+            routing = torch.stack([next(rows) for _ in input_ids])
+            with replay_routing(model, routing.permute(2, 0, 1, 3)):
+                return model(input_ids=input_ids, **inputs)
+
+        return super()._get_per_token_logps_and_entropies(replaying, *args, **kwargs)
