@@ -1,5 +1,7 @@
 """Computer algebra keeps its clock from any thread, survives its workers, and never blocks the rest of a batch."""
 
+import asyncio
+import multiprocessing
 import os
 import signal
 import threading
@@ -9,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from r1llama.rewards import AccuracyReward, algebra
+from r1llama.rewards.combinators import WeightedReward
 
 HONEST = [(r"\boxed{x^2+2x+1}", "(x+1)^2"), (r"\boxed{\frac{\pi}{2}+1}", r"1+\pi/2"), (r"\boxed{x^2}", "x^3")]
 # Refused before algebra, and others that only the clock stops.
@@ -97,6 +100,55 @@ def test_a_forked_child_has_workers_of_its_own(fresh_workers):
         os._exit(0 if right else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert algebra.compare([("x+9", "9+x")])[0].correct
+
+
+def test_an_event_loop_goes_on_beside_it(fresh_workers):
+    """As in a notebook (called while a loop runs) and in asynchronous rollouts (awaited in threads)."""
+    reward, pairs = AccuracyReward(timeout=60.0), [(rf"\boxed{{x+{i}}}", f"{i}+x") for i in range(4)]
+
+    async def main():
+        ticks = 0
+        here = reward([c for c, _ in pairs], [g for _, g in pairs])
+        waiting = asyncio.gather(*(asyncio.to_thread(reward, [c], [g + "+0"]) for c, g in pairs))
+        while not waiting.done():
+            await asyncio.sleep(0.001)
+            ticks += 1
+        return here, await waiting, ticks
+
+    here, there, ticks = asyncio.run(main())
+    assert here == [1.0] * 4
+    assert there == [[1.0]] * 4
+    assert ticks
+
+
+def test_an_asynchronous_part_of_a_combination_is_awaited_inside_a_loop():
+    async def slow(completions, **kwargs):
+        await asyncio.sleep(0)
+        return [0.5] * len(completions)
+
+    async def main():
+        return WeightedReward([slow, "accuracy"])(completions=["42"], solution=["42"])
+
+    assert asyncio.run(main()) == [1.5]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_ranks_have_workers_of_their_own(fresh_workers, method):
+    """As DeepSpeed's ranks: several processes of one machine, each with a pool, while this one has workers too."""
+    assert algebra.compare([("x+12", "12+x")])[0].correct
+    context = multiprocessing.get_context(method)
+    with context.Pool(2) as pool:
+        results = pool.map(_graded_in_a_rank, range(2), chunksize=1)
+    assert [value for value, _ in results] == [[1.0, 0.0]] * 2
+    workers = {w.process.pid for pool in algebra._pools.values() for w in pool.idle}
+    assert not workers & set().union(*(pids for _, pids in results))
+
+
+def _graded_in_a_rank(rank):
+    values = AccuracyReward(timeout=60.0)([r"\boxed{y+1}", r"\boxed{y+2}"], ["1+y", "1+y"])
+    pids = {w.process.pid for pool in algebra._pools.values() for w in pool.idle}
+    algebra.shutdown()
+    return values, pids
 
 
 def test_nothing_starts_before_it_is_needed(fresh_workers):

@@ -8,6 +8,7 @@ import asyncio
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from .catalogue import Reward, get_reward, required_columns
@@ -22,14 +23,15 @@ def name_of(reward: Reward) -> str:
 
 
 def evaluate(reward: Reward, arguments: Mapping[str, Any]) -> list[float | None]:
-    """Call a reward, waiting for it when it is asynchronous."""
+    """Call a reward, waiting for it when it is asynchronous; also where an event loop runs already (notebooks)."""
     values: Any = reward(**arguments)
     if inspect.isawaitable(values):
 
         async def wait():
             return await values
 
-        values = asyncio.run(wait())
+        with ThreadPoolExecutor(1) as thread:
+            values = thread.submit(asyncio.run, wait()).result()
     return values
 
 

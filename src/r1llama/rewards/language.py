@@ -92,27 +92,9 @@ def _by_py3langid(text: str) -> str | None:
     return py3langid.classify(text)[0] if scripts_of(text).total() >= 12 else None
 
 
-def _by_langid(text: str) -> str | None:
-    import langid
-
-    return langid.classify(text)[0] if scripts_of(text).total() >= 12 else None
-
-
-def _by_langdetect(text: str) -> str | None:
-    import langdetect
-
-    langdetect.DetectorFactory.seed = 0
-    try:
-        return langdetect.detect(text).split("-")[0]
-    except langdetect.LangDetectException:
-        return None
-
-
 DETECTORS: dict[str, Detector] = {
     "words": by_words,
     "py3langid": _by_py3langid,
-    "langid": _by_langid,
-    "langdetect": _by_langdetect,
 }
 
 
@@ -123,7 +105,7 @@ class LanguageConsistencyReward:
     still count against it. None where the prompt's language is unknown or the thoughts hold fewer than ten letters.
 
     Args:
-        detector: "words" (scripts and frequent words; no package needed), "py3langid", "langid", "langdetect", or a
+        detector: "words" (scripts and frequent words; no package needed), "py3langid" (the extra `lang`), or a
             callable from text to an ISO 639-1 code or None. It is asked only about sentences that `by_words` leaves
             open, and about prompts.
         language: the wanted language, an ISO 639-1 code; None takes the column `language`, else the prompt's.
