@@ -1,6 +1,11 @@
 """Programs in the sandbox compute, and nothing else: every way out is closed, and the reward says what happened."""
 
+import json
 import os
+import pathlib
+import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -144,3 +149,65 @@ def test_code_reward_calls_functions_and_compares_outside():
 
 def test_code_in_unfinished_thoughts_is_no_answer():
     assert get_reward("code")(["<think>```python\nprint(3)\n```"], [TESTS]) == [0.0]
+
+
+# As root, the same escapes once more in a process that has become nobody.
+NOBODY = 65534
+# What is stopped by a clock or a limit of its own process is stopped alike for everybody.
+CLOCKED = {"endless loop", "sleep", "ignore signals", "close pipes", "infinite output", "infinite errors",
+           "thread bomb", "memory bomb", "recursion", "fork bomb"}  # fmt: skip
+PROGRAM = """
+import importlib.util, json, os, sys
+here = sys.argv[1]
+spec = importlib.util.spec_from_file_location("room", here + "/__init__.py", submodule_search_locations=[here])
+sys.modules["room"] = module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+from room import get_reward, sandbox
+escapes, tests = json.load(sys.stdin)
+outputs = {name: sandbox.run(code, timeout=3.0).output for name, code in escapes.items()}
+paid = get_reward("code")(["```python\\nprint(sum(map(int, input().split())))\\n```"], [tests])
+print(json.dumps([os.getuid(), sandbox.layers(), outputs, paid]))
+"""
+
+
+@pytest.fixture
+def as_nobody():
+    if os.getuid() != 0:
+        pytest.skip("only root can become nobody")
+    folder = tempfile.mkdtemp()
+    os.chmod(folder, 0o777)
+    room = pathlib.Path(folder) / "room"
+    shutil.copytree(pathlib.Path(sandbox.__file__).parent, room, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def run(python, *arguments, **kwargs):
+        command, environment = [python, *arguments], {"TMPDIR": folder}
+        return subprocess.run(
+            command, user=NOBODY, group=NOBODY, extra_groups=[], cwd="/", env=environment, text=True,
+            capture_output=True, check=False, **kwargs,
+        )  # fmt: skip
+
+    def can_run(python):
+        try:
+            return run(python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))").returncode == 0
+        except OSError:
+            return False
+
+    # A virtual environment below /root is closed to others: then the system's own interpreter has to do.
+    python = next(filter(can_run, (sys.executable, "/usr/bin/python3")), None)
+    if python is None:
+        pytest.skip("nobody can run no interpreter here")
+    yield lambda text: run(python, "-B", "-c", PROGRAM, str(room), input=text)
+    shutil.rmtree(folder)
+
+
+def test_nobody_is_confined_too(as_nobody):
+    escapes = {name: code for name, code in ESCAPES.items() if name not in CLOCKED and code.isascii()}
+    done = as_nobody(json.dumps([escapes, {"test_cases": [{"input": "1 2", "output": "3"}]}]))
+    if "SandboxUnavailableError" in done.stderr:
+        pytest.skip(done.stderr.splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    uid, layers, outputs, paid = json.loads(done.stdout)
+    assert uid == NOBODY
+    assert "seccomp" in layers
+    assert {name: output for name, output in outputs.items() if "escaped" in output} == {}
+    assert paid == [1.0]
