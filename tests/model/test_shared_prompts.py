@@ -11,7 +11,8 @@ from r1llama.model import moe_blocks
 
 from .conftest import ATTENTION, MLP, tiny_model, tokens
 
-CASES = ATTENTION | {f"{name}-experts": ATTENTION[name] | MLP["experts"] for name in ("grouped", "latent+linear")}
+CASES = ATTENTION | {"latent-small-rank": ATTENTION["latent"] | {"kv_lora_rank": 5}}  # absorbed, also in training
+CASES |= {f"{name}-experts": ATTENTION[name] | MLP["experts"] for name in ("grouped", "latent+linear")}
 PROMPT = 7
 LENGTHS = {"mixed": [7, 4, 6], "one": [6], "long": [7] * 4}  # of the distinct prompts
 GROUPS = {"mixed": [0, 1, 0, 2, 1, 0], "one": [0, 0, 0], "long": [3, 1, 0, 2]}  # 3, 2, 1; all equal; all different
@@ -156,3 +157,7 @@ def test_refuses_what_it_cannot_lay_out():
             model(ids, attention_mask=mask, prompt_length=length)
     with pytest.raises(ValueError, match="no embeddings, positions or cache"):
         model(inputs_embeds=model.embed_tokens(ids), attention_mask=mask, prompt_length=PROMPT)
+    model = tiny_model(num_mtp_layers=1).train()
+    model.mtp.keep_labels(model, (), {"labels": ids[:, PROMPT - 1 :]})
+    with pytest.raises(ValueError, match="set mtp_loss_coef to 0"):
+        model.model(ids, attention_mask=mask, prompt_length=PROMPT)

@@ -15,6 +15,7 @@ from .test_processes import CONFIGS, launch
 CASES = {
     "one batch": {},
     "accumulation": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+    "micro-batches of one": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
     "several steps a generation": {"per_device_train_batch_size": 4, "steps_per_generation": 4},
     "iterations and reference": {"num_iterations": 2, "beta": 0.1},
     "depends on the micro-batch": {

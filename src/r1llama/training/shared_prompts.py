@@ -52,14 +52,23 @@ class SharedPromptGRPOTrainer(GRPOTrainer):
             return "`router_aux_loss_coef` asks for the router logits of each row"
         return None
 
-    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
+    ):
         prompt_length = input_ids.shape[1] - logits_to_keep
 
         def completions(labels, **inputs):
             return model(labels=labels[:, prompt_length - 1 :], prompt_length=prompt_length, **inputs)
 
+        # The same for all processes, whatever their prompts: under ZeRO-3 they must gather the weights in step
+        is_alone = (batch_size or len(input_ids)) == 1
         return super()._get_per_token_logps_and_entropies(
-            completions if self.share_prompts else model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+            completions if self.share_prompts and not is_alone else model,
+            input_ids,
+            attention_mask,
+            logits_to_keep,
+            batch_size,
+            **kwargs,
         )
 
     def _prepare_inputs(self, generation_batch):
