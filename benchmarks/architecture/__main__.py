@@ -13,7 +13,7 @@ import time
 
 import torch
 
-SECTIONS = ("latent", "linear", "grpo")
+SECTIONS = ("latent", "linear", "grpo", "multi_token")
 
 
 def main():
