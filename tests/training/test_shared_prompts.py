@@ -13,7 +13,7 @@ from .conftest import argv, assert_same_weights, byte_tokenizer, json_lines, tin
 from .test_processes import CONFIGS, launch
 
 CASES = {
-    "one batch": {},
+    "one batch": {"eval_strategy": "steps", "eval_steps": 1, "dataset_test_split": "train[:4]"},
     "accumulation": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
     "micro-batches of one": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
     "several steps a generation": {"per_device_train_batch_size": 4, "steps_per_generation": 4},
@@ -83,10 +83,6 @@ def tokens_embedded(monkeypatch):
     return count
 
 
-def losses(folder):
-    return [log for log in json_lines(folder / "metrics.jsonl") if "loss" in log]
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_plain_run(case, recipe, tmp_path, tokens_embedded):
     tokens = []
@@ -99,10 +95,15 @@ def test_equals_the_plain_run(case, recipe, tmp_path, tokens_embedded):
     assert tokens[0] < 0.9 * tokens[1]
     rollouts = [(folder / "completions" / "rollouts.jsonl").read_text() for folder in (shared, plain)]
     assert rollouts[0] == rollouts[1]
-    for one, other in zip(losses(shared), losses(plain), strict=True):
-        assert one["grad_norm"] > 0.01
-        for name in ("loss", "grad_norm", "entropy", "router/max_vio", *(["kl"] if "beta" in CASES[case] else [])):
+    compared = {"loss", "grad_norm", "entropy", "kl", "router/max_vio", "eval_loss", "eval_entropy"}
+    seen = set()
+    for one, other in zip(json_lines(shared / "metrics.jsonl"), json_lines(plain / "metrics.jsonl"), strict=True):
+        assert one.get("grad_norm", 1) > 0.01
+        for name in compared & other.keys():
             assert one[name] == pytest.approx(other[name], abs=1e-5, rel=1e-4), name
+        seen |= compared & other.keys()
+    options = {name for name, key in {"kl": "beta", "eval_loss": "eval_steps"}.items() if key in CASES[case]}
+    assert seen >= {"loss", "grad_norm", "entropy", "router/max_vio"} | options
     name = "adapter_model" if case == "adapters" else "model"
     assert_same_weights(shared, plain, name, atol=1e-5, rtol=1e-4)
 
