@@ -75,6 +75,8 @@ def expert_dir(tmp_path_factory):
         "n_shared_experts": 1,
         "moe_intermediate_size": 16,
         "first_k_dense_replace": 1,
+        "aux_loss_alpha": 0.01,
+        "router_z_loss_coef": 0.001,
     }
     R1LlamaConfig(**tiny_config(tokenizer).to_diff_dict() | changes).save_pretrained(folder)
     return folder
@@ -152,9 +154,10 @@ def json_lines(path) -> list[dict]:
 
 
 def assert_balanced(folder):
-    """Every log tells the balance, and every router's saved bias has moved."""
+    """Every log tells the balance and the losses for it, and every router's saved bias has moved."""
     logs = [log for log in json_lines(folder / "metrics.jsonl") if "loss" in log]
     assert all(log["router/max_vio"] >= 0 for log in logs)
+    assert all(log["loss/balance"] > 0.9 and log["loss/z"] > 0 for log in logs)
     biases = [tensor for name, tensor in weights(folder).items() if "e_score_correction_bias" in name]
     assert len(biases) == 2
     assert all(bias.any() for bias in biases)

@@ -16,7 +16,13 @@ CASES = {
     "shared prompts": {},
     "accumulation": {"share_prompts": False, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
     "iterations and reference": {"num_iterations": 2, "beta": 0.1, "pad_to_multiple_of": 8},
-    "adapters": {"use_peft": True, "lora_r": 2, "lora_dropout": 0.0, "lora_target_modules": ["o_proj"], "beta": 0.1},
+    "adapters": {
+        "use_peft": True,
+        "lora_r": 2,
+        "lora_dropout": 0.0,
+        "lora_target_modules": ["o_proj", "down_proj"],
+        "beta": 0.1,
+    },
 }
 
 

@@ -165,6 +165,8 @@ class RoutedForward:
 class R1LlamaMoE(nn.Module):
     """Routed and shared experts in the place of an MLP. Counts the tokens that each routed expert gets, see `load`."""
 
+    _z3_leaf = True  # DeepSpeed ZeRO-3 gathers the block as one, however a rank's tokens are routed
+
     def __init__(self, config):
         super().__init__()
         self.gate = R1LlamaRouter(config)

@@ -6,6 +6,7 @@
 - `SampleCompletions`: greedy answers to a few fixed prompts, as JSON lines (SFT)
 - `RewardAlarm`: says why a reward is stuck (GRPO)
 - `RouterBalancing`: moves the experts' selection bias before each optimizer step
+- `AuxiliaryLosses`: weighs and logs the losses beside the language loss
 """
 
 import json
@@ -18,11 +19,12 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import reduce
 from peft import PeftModel
 from transformers import TrainerCallback
 from trl.models import unwrap_model_for_generation
 
-from r1llama.model.balancing import update_router_bias
+from r1llama.model import update_router_bias
 from r1llama.rewards.diagnostics import diagnose
 from r1llama.rewards.text import completion_text
 from r1llama.training.checkpoint import MARKER, checkpoints, mark_complete, why_incomplete
@@ -209,28 +211,61 @@ class SampleCompletions(_JsonLines):
             self.append([{"step": state.global_step, "prompt": p, "completion": c} for p, c in rows])
 
 
-class RouterBalancing(TrainerCallback):
+class _JoinsLogs(TrainerCallback):
+    """What it measured joins the next log, averaged: `trainer.state.log_history`, and every callback behind this one.
+    Put it first, as the stages do, to have it in progress bars and trackers too."""
+
+    def __init__(self):
+        self.measured: list[dict] = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.measured:
+            means = {k: sum(m[k] for m in self.measured) / len(self.measured) for k in self.measured[0]}
+            means = self.over_processes(means)
+            logs.update(means)
+            state.log_history[-1].update(means)
+            self.measured = []
+
+    def over_processes(self, means: dict) -> dict[str, float]:
+        return means
+
+
+class RouterBalancing(_JoinsLogs):
     """Loss-free balancing: before each optimizer step the selection bias moves against the load of the experts.
 
     It only measures, and leaves the bias as it is, where the moved bias would be lost: under PEFT, whose adapters do
     not save it, and with vLLM rollouts, because TRL sends parameters to vLLM and no buffers.
 
-    What it measured joins the next log, averaged: `trainer.state.log_history`, and every callback behind this one.
-    Put it first, as the stages do, to have it in progress bars and trackers too. Needs no trainer of ours:
+    Logs `router/...`, see `r1llama.model.update_router_bias`. Needs no trainer of ours:
     `Trainer(..., callbacks=[RouterBalancing()])`.
     """
-
-    def __init__(self):
-        self.measured = []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         is_frozen = isinstance(model, PeftModel) or getattr(args, "use_vllm", False)
         if metrics := update_router_bias(model, rate=0.0 if is_frozen else None):
             self.measured.append(metrics)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.measured:
-            means = {k: sum(m[k] for m in self.measured) / len(self.measured) for k in self.measured[0]}
-            logs.update(means)
-            state.log_history[-1].update(means)
-            self.measured = []
+
+class AuxiliaryLosses(_JoinsLogs):
+    """The losses that an r1llama model attaches inside (balance of the experts, router z-loss, multi-token
+    prediction): each counts as its mean over the micro-batches of an optimizer step.
+
+    Logs `loss/balance`, `loss/z`, `loss/mtp`, whichever the model's config switches on, without their coefficients.
+    Needs no trainer of ours: `Trainer(..., callbacks=[AuxiliaryLosses()])`.
+    """
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        _backbone(model).auxiliary_scale = 1 / args.gradient_accumulation_steps
+
+    def on_substep_end(self, args, state, control, model=None, **kwargs):
+        if losses := _backbone(model).auxiliary_losses:
+            self.measured.append({f"loss/{name}": value for name, value in losses.items()})
+
+    on_pre_optimizer_step = on_substep_end
+
+    def over_processes(self, means):
+        return {name: reduce(value, "mean").item() for name, value in means.items()}
+
+
+def _backbone(model):
+    return next(module for module in model.modules() if hasattr(module, "auxiliary_losses"))

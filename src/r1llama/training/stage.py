@@ -18,7 +18,7 @@ from trl import get_peft_config, get_quantization_config, is_conversational
 import r1llama  # noqa: F401  (registers the architecture with the Auto classes)
 from r1llama.data.loading import DataError, load_rows, looks_local
 from r1llama.training import recipe
-from r1llama.training.callbacks import CheckpointMarker, MetricsFile, RouterBalancing
+from r1llama.training.callbacks import AuxiliaryLosses, CheckpointMarker, MetricsFile, RouterBalancing
 from r1llama.training.checkpoint import newest_complete, why_incomplete
 from r1llama.training.optimizers import Muon, param_groups
 from r1llama.training.recipe import RecipeError
@@ -263,6 +263,8 @@ def train(trainer, args: StageArguments, stage: str, resume_from: str | None) ->
     if not training_args.save_only_model:  # else there is nothing to resume from
         trainer.add_callback(CheckpointMarker(training_args.save_total_limit))
         training_args.save_total_limit = None  # the marker callback rotates, and only after the new one is complete
+    if trainer.model.config.model_type == "r1llama":
+        trainer.callback_handler.callbacks.insert(0, AuxiliaryLosses())
     if getattr(trainer.model.config, "num_experts", 0):
         trainer.callback_handler.callbacks.insert(0, RouterBalancing())  # before those that show or send the logs
     if args.muon:
