@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from r1llama.training import grpo, sft
+from r1llama.training.recipe import RecipeError
 
 from .conftest import argv, assert_balanced, assert_same_weights, json_lines, weights, write_jsonl
 
@@ -246,3 +247,14 @@ def test_evaluation_on_a_held_out_split(sft_recipe, tmp_path):
     changes = {"dataset_name": str(data), "eval_strategy": "steps", "eval_steps": 2}
     metrics = sft.main(argv(sft_recipe, tmp_path / "r.yaml", **changes))
     assert metrics["eval_loss"] > 0
+
+
+def test_adapters_reach_the_experts_by_themselves(sft_recipe, expert_dir, tmp_path):
+    changes = {"use_peft": True, "lora_r": 2, "model_name_or_path": str(expert_dir)}
+    with pytest.raises(RecipeError, match=r"`lora_dropout: 0\.05`: adapters on experts can have none"):
+        sft.main(argv(sft_recipe, tmp_path / "r.yaml", **changes))
+    sft.main(argv(sft_recipe, tmp_path / "r.yaml", lora_dropout=0.0, **changes))
+    saved = weights(tmp_path / "out", "adapter_model")
+    assert all(tensor.any() for tensor in saved.values())
+    for part in ("self_attn.q_proj", "shared_experts.up_proj", "mlp.experts"):
+        assert any(part in name for name in saved), part

@@ -9,6 +9,7 @@ from .modeling import (  # first: loading it registers the classes, in whatever 
     R1LlamaPreTrainedModel,
 )
 
+from .adapters import lora_targets  # isort: skip
 from .balancing import moe_blocks, update_router_bias  # isort: skip
 from .long_context import extend_context  # isort: skip
 from .routing_replay import record_routing, replay_routing  # isort: skip
@@ -21,6 +22,7 @@ __all__ = [
     "R1LlamaModel",
     "R1LlamaPreTrainedModel",
     "extend_context",
+    "lora_targets",
     "moe_blocks",
     "record_routing",
     "replay_routing",

@@ -226,7 +226,7 @@ class R1LlamaMoE(nn.Module):
     @torch.no_grad()
     def add_to_load(self, ids_BSK: torch.Tensor, mask_BS: torch.Tensor) -> None:
         if self.load is None:
-            self.load = torch.zeros(self.experts.num_experts, device=ids_BSK.device)
+            self.load = torch.zeros(self.gate.config.num_experts, device=ids_BSK.device)
         self.load.scatter_add_(0, ids_BSK.flatten(), mask_BS[..., None].expand(ids_BSK.shape).flatten())
 
 

@@ -93,7 +93,7 @@ def main(argv: list[str]) -> dict[str, float]:
         train_dataset=rows,
         eval_dataset=evaluation,
         processing_class=tokenizer,
-        **stage.adapters(model_args),
+        **stage.adapters(model_args, config),
     )
     if getattr(trainer.model, "mtp", None) is not None:
         trainer.model.mtp.requires_grad_(False)  # its loss would imitate every rollout, whatever the reward

@@ -66,7 +66,7 @@ def main(argv: list[str]) -> dict[str, float]:
         train_dataset=rows,
         eval_dataset=evaluation,
         processing_class=tokenizer,
-        **stage.adapters(model_args),
+        **stage.adapters(model_args, config),
     )
     if args.log_completions_steps and "prompt" in rows.column_names:
         path = Path(training_args.output_dir) / "completions" / "samples.jsonl"

@@ -17,6 +17,7 @@ from trl import get_peft_config, get_quantization_config, is_conversational
 
 import r1llama  # noqa: F401  (registers the architecture with the Auto classes)
 from r1llama.data.loading import DataError, load_rows, looks_local
+from r1llama.model import lora_targets
 from r1llama.training import recipe
 from r1llama.training.callbacks import AuxiliaryLosses, CheckpointMarker, MetricsFile, RouterBalancing
 from r1llama.training.checkpoint import newest_complete, why_incomplete
@@ -207,8 +208,20 @@ def load_model(model_args, training_args, config):
     )
 
 
-def adapters(model_args) -> dict:
-    """`peft_config` and `quantization_config` as the trainers take them."""
+def adapters(model_args, config) -> dict:
+    """`peft_config` and `quantization_config` as the trainers take them. Without `lora_target_modules` and
+    `lora_target_parameters`, an r1llama model's adapters reach what `r1llama.model.lora_targets` says."""
+    is_open = model_args.lora_target_modules is None and model_args.lora_target_parameters is None
+    if model_args.use_peft and is_open and config.model_type == "r1llama":
+        targets = lora_targets(config)
+        model_args.lora_target_modules = targets["target_modules"]
+        model_args.lora_target_parameters = targets.get("target_parameters")
+        log.info("adapters on %s", ", ".join(name for names in targets.values() for name in names))
+    if model_args.use_peft and model_args.lora_target_parameters and model_args.lora_dropout:
+        raise RecipeError(
+            f"`lora_dropout: {model_args.lora_dropout}`: adapters on experts can have none: set it to 0, or set "
+            "`lora_target_modules` to adapt other layers only"
+        )
     return {
         "peft_config": get_peft_config(model_args),
         "quantization_config": get_quantization_config(model_args),
