@@ -193,7 +193,11 @@ def test_transformers_drafts_with_what_was_trained(name, tmp_path):
     positions = torch.arange(1, 13)[None]
     drafter = MtpModel.from_pretrained(model).eval()
     _, logits, _ = drafter(
-        ids[:, 1:], hidden, None, positions, mtp_cache=MtpCache(config=model.config.get_mtp_config())
+        ids[:, 1:],
+        hidden,
+        torch.ones_like(positions),
+        positions,
+        mtp_cache=MtpCache(config=model.config.get_mtp_config()),
     )
     embeds = model.model.embed_tokens(ids[:, 1:])
     ours = model.mtp.layers[0](
