@@ -194,6 +194,8 @@ def test_multi_token_prediction_learns_in_sft_and_rests_in_grpo(stage, expert_di
     assert len(names) > 10
     moved = [not torch.equal(before[name], after[name]) for name in names]
     assert all(moved) if main is sft.main else not any(moved)
+    logged = [log["loss/mtp"] for log in json_lines(tmp_path / "out" / "metrics.jsonl") if "loss/mtp" in log]
+    assert len(logged) == (4 if main is sft.main else 0)
     gains = [after[f"mtp.layers.0.{norm}.weight"] for norm in ("enorm", "hnorm", "post_norm")]
     assert all((gain - 1).abs().max() < 0.01 for gain in gains)  # no decay
     assert after["model.embed_tokens.weight"].std() < 0.9 * before["model.embed_tokens.weight"].std()
