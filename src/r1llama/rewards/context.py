@@ -1,30 +1,21 @@
-"""Whether the words around an answer stand by it: nothing before it may negate, doubt, suppose or report it, and
-nothing after it may take it back or put another beside it. The cues, in all languages, are in `lexicon`.
+"""Whether the words before an answer stand by it: none may negate, doubt, suppose or report it.
+
+What follows it is read in `retraction`; the cues, in all languages, are in `lexicon`.
 """
 
 import re
-from fractions import Fraction
 
 from . import lexicon as cue
 from .lexicon import MARK, Token, tokens
-from .numeric import parse_number
-from .phrases import LEAD
+from .phrases import LEAD, LEADS_IN
+from .retraction import SENTENCE_END, clause_of, doubt_beside
+from .units import canonical_unit
 
-SENTENCE_END = re.compile(
-    r"(?<!\be\.g)(?<!\bi\.e)(?<!\bz\.B)(?<!\bp\.ex)(?<!\bcf)[.!?؟](?=[\s\"'»”)\]*]|$)|[。！？।]|\n"
-)
-REACH = 1500  # characters after an answer in which it may be taken back
 _DRESS = " \t\n$*_`\"'“”«»„「」()[]{}:：>#\\"
-_VALUE_NEXT = re.compile(r"[\s$*(\\\[{]*-?[\s$*(\\\[{]*(?:\d|frac|sqrt|boxed)")
-_STRUCK_MARK = re.compile(r"[\s$*()\"'`.,!;:\\\[\]\-–—]{0,12}[✗✘❌✖🚫❎👎]")
 _REFLEXIVE = ("si", "se")  # "if", but also pronouns: they suppose only what a comma ends
-_RESTATED = re.compile(
-    r"(?:\b(?:or|oder|ou|o|veya|или)\s+(?:\w+\s+){0,2}|\b(?:it|that|this)(?:['’]s|\s+is)\s+|(?:->|→|⇒)\s*)"
-    r"\$?(-?\d[\d.,/]*%?)(?![\w^*+]|\s*[*+/=×·-])",
-    re.IGNORECASE,
-)
-_NEW_SENTENCE = re.compile(r"[*_$)]*\s+[A-ZÀ-ÞА-ЯİÇŞÖÜ¿¡]")
-_ANOTHER = re.compile(r"\s*\$?\s*[,;/|&]\s*[-$]*\d")
+_ENGLISH = re.compile(r"\b(?:answer|ans|result|solution|option|choice)\b", re.IGNORECASE)
+_SLIPS = ("forget", "forgot", "ignore", "omit", "skip", "overlook", "neglect", "misread")
+_DOUBTFUL_IF = cue.RIGHT | cue.FIRST_PERSON | cue.WRONG  # "if I am right", "if this is wrong"
 
 
 def sentence_before(section: str, start: int) -> str:
@@ -55,9 +46,13 @@ def doubt_before(text: str, announcement: str = "") -> str:
         and not any(w.cues & (cue.ASSERTION | cue.RESET) for w in words[-6:-1])
     ):
         return "hedged"  # "the claim that", "prove that", "one would think that"
+    if _ENGLISH.search(announcement) and not _leads_in(words):
+        return "hedged"
     same_clause, comma, counterfactual = True, False, any(w.cues & cue.COUNTERFACTUAL for w in tokens(announcement))
     for at in range(len(words) - 1, -1, -1):
         word, cues = words[at], words[at].cues
+        if cues == MARK and words[-1].cues & cue.THAT and at == len(words) - 2:
+            continue  # "I do not think, that": the comma before a clause of this kind parts nothing
         if cues == MARK:
             if word.text in ";；؛":
                 return ""
@@ -67,6 +62,8 @@ def doubt_before(text: str, announcement: str = "") -> str:
             continue
         if cues & cue.RETRACT:
             return "negated"
+        if words[-1].cues & cue.THAT and cues & cue.WRONG:
+            return "negated"
         if same_clause and cues & (cue.NEGATION | cue.WRONG) and not _of_the_subject(words, at, bool(announcement)):
             return "negated"
         if same_clause and cues & cue.HEDGE:
@@ -74,7 +71,9 @@ def doubt_before(text: str, announcement: str = "") -> str:
         counterfactual = counterfactual or bool(cues & cue.COUNTERFACTUAL)
         if cues & (cue.EXAMPLE | cue.GIVE_UP | cue.QUESTION | cue.CONDITION):
             return "hedged"
-        if cues & cue.REPORT and not (at and words[at - 1].cues & cue.SELF):
+        if cues & cue.REPORT and not any(
+            w.cues & cue.SELF for w in (*words[max(0, at - 1) : at], *words[at + 1 : at + 4])
+        ):
             return "hedged"
         if cues & cue.IF and (comma or word.text not in _REFLEXIVE):
             # "If each box holds 6" repeats what is given; "if I am right" and "if it had been even" do not.
@@ -82,12 +81,36 @@ def doubt_before(text: str, announcement: str = "") -> str:
             if (
                 counterfactual
                 or not marked
-                or any(w.cues & (cue.RIGHT | cue.FIRST_PERSON | cue.WRONG) for w in _clause(words, at))
+                or any(w.cues & _DOUBTFUL_IF or w.text in _SLIPS for w in clause_of(words, at))
             ):
                 return "hedged"
         if cues & cue.RESET:
             return ""
     return ""
+
+
+def _leads_in(words: list[Token]) -> bool:
+    """Tell whether what stands directly before "the answer is" only leads on to it: "so", "since ...", "in total".
+
+    A closed list: "Someone posted", "Last year", "Were n odd" and whatever else we do not know say something else.
+    """
+    start = len(words)
+    while start and words[start - 1].cues != MARK:
+        start -= 1
+    last = words[start:]
+    while last and last[-1].text in ("the", "a", "our", "my", "la", "le"):
+        last.pop()
+    first = words[0] if words else None
+    if first and first.text in ("had", "were", "should", "could"):
+        return False
+    return (
+        not last
+        or last[0].text in LEADS_IN
+        or last[0].text.endswith("ly")
+        or all(w.cues & cue.SELF for w in last)
+        or bool(last[0].cues & (cue.RELATIVE | cue.JOIN | cue.IF))
+        or any(w.cues & (cue.RESET | cue.ASSERTION) for w in last)
+    )
 
 
 def _of_the_subject(words: list[Token], at: int, announced: bool) -> bool:
@@ -102,160 +125,6 @@ def _of_the_subject(words: list[Token], at: int, announced: bool) -> bool:
         for i, w in enumerate(words[start:at], start=start)
     )
     return governed and (announced or end - at > 3 or any(w.cues & cue.COPULA for w in words[at + 1 :]))
-
-
-def doubt_after(text: str, several: bool = False, value: Fraction | None = None) -> str:
-    """Return why what follows a value takes it back or puts another beside it ("negated", "hedged"), or "".
-
-    Args:
-        several: the question has several values, so "or" joins them.
-        value: the number itself, if it is one: "1/6, or about 0.167" says it twice.
-    """
-    text = text[:REACH]
-    if not several and value is not None and _differs(text, value):
-        return "hedged"
-    if _STRUCK_MARK.match(text):
-        return "negated"
-    if not several and _ANOTHER.match(text):
-        return "hedged"
-    if _NEW_SENTENCE.match(text):
-        return _taken_back(text)
-    end = SENTENCE_END.search(text)
-    own, rest = (text[: end.start()], text[end.end() :]) if end else (text, "")
-    if end and end[0] in "?？؟":
-        return "hedged"
-    return doubt_beside(own, several) or _taken_back(rest)
-
-
-def _differs(text: str, value: Fraction) -> bool:
-    """Tell whether another number is put in the place of `value`: "or equivalently 44", "... it's 44"."""
-    for match in _RESTATED.finditer(text):
-        number = parse_number(match[1].rstrip(".,"))
-        if number is not None and abs(number.value - value) > abs(value) / 100:
-            return True
-    return False
-
-
-def doubt_beside(text: str, several: bool) -> str:
-    """Return why the rest of the value's own sentence takes it back ("negated", "hedged"), or ""."""
-    words = tokens(text)
-    own_clause, reasons = True, False
-    for at, word in enumerate(words):
-        cues = word.cues
-        if cues == MARK:
-            own_clause = own_clause and word.text in "()"
-            continue
-        if not at and cues & cue.INTERJECTION and _stands_alone(words, word) and re.search(r"\d", text):
-            return "negated"
-        if cues & cue.OR and not several and _VALUE_NEXT.match(text, word.end):
-            return "hedged"
-        reasons = reasons or bool(cues & cue.RELATIVE)
-        if cues & (cue.RELATIVE | cue.JOIN | cue.RESET):
-            own_clause = False
-        if cues & cue.NEGATION and own_clause and not _VALUE_NEXT.match(text, word.end):
-            return "negated"
-        if cues & cue.WRONG and not _excused(words, at):
-            return "negated"
-        if cues & (cue.RETRACT | cue.GIVE_UP) and not _excused(words, at):
-            return "negated"
-        if cues & cue.HEDGE and re.match(r"[^\d.]{0,20}\d", text[word.end :]):
-            return "hedged"
-        if cues & (cue.CONCESSION | cue.EXAMPLE):
-            return "hedged"
-        if cues & cue.REPORT and not reasons and not words[at - 1].cues & cue.SELF:
-            return "hedged"
-        if not reasons and cues & (cue.HEDGE | cue.CONDITION | cue.IF | cue.OTHERWISE | cue.QUESTION):
-            return "hedged"
-        if cues & cue.COMPARE and own_clause and at < 2:
-            return "hedged"
-    return _denied(words, text)
-
-
-def _taken_back(text: str) -> str:
-    """Judge the sentences after the value's own."""
-    start = 0
-    while start < len(text):
-        end = SENTENCE_END.search(text, start)
-        sentence = text[start : end.start()] if end else text[start:]
-        words = tokens(sentence)
-        reason = _denied(words, sentence)
-        first = next((w for w in words if w.cues != MARK), None)
-        if first is not None and not reason:
-            digit = re.search(r"\d", sentence)
-            if first.cues & cue.INTERJECTION and (_stands_alone(words, first) or (digit and len(words) <= 8)):
-                reason = "negated"
-            elif (first.cues & (cue.OR | cue.HEDGE) and digit) or first.cues & cue.CONCESSION:
-                reason = "hedged"
-            elif len(words) == 2 and words[1].cues & cue.PRONOUN and not words[0].cues & (cue.PRONOUN | cue.BENIGN):
-                reason = "negated"  # "Strike that."
-        for at, word in enumerate(words):
-            if reason or word.cues == MARK:
-                continue
-            if word.cues & (cue.RETRACT | cue.WRONG) and not _excused(words, at):
-                reason = "negated"
-            elif word.cues & cue.GIVE_UP or (word.cues & cue.FIRST_PERSON and not _is_benign(words, at)):
-                reason = "hedged"
-            elif word.cues & cue.REVISION and re.search(r"\d", sentence[word.end :]):
-                reason = "negated"
-            elif word.cues & cue.HEDGE and re.match(r"[^\d.]{0,20}\d", sentence[word.end :]):
-                reason = "hedged"
-        if reason:
-            return reason
-        if end is None:
-            return ""
-        start = end.end()
-    return ""
-
-
-def _is_benign(words: list[Token], at: int) -> bool:
-    """Tell whether "I" only offers help or tells how it was done; in a sentence after the answer it seldom does."""
-    return any(w.cues & cue.BENIGN for w in words[at : at + 4])
-
-
-def _stands_alone(words: list[Token], word: Token) -> bool:
-    """Tell whether "no", "wait" is an exclamation: "No, that ..." and not "No remainder"."""
-    following = words[words.index(word) + 1 :][:1]
-    return not following or following[0].cues == MARK or bool(following[0].cues & (cue.PRONOUN | cue.INTERJECTION))
-
-
-def _excused(words: list[Token], at: int) -> bool:
-    """Tell whether something called wrong is not the answer: "no mistakes", "a common error", "option A is wrong"."""
-    clause = _clause(words, at)
-    return any(w.cues & (cue.OTHER | cue.CONDITION | cue.IF) for w in clause) or any(
-        w.cues & cue.NEGATION and not w.cues & cue.WRONG for w in clause
-    )
-
-
-def _clause(words: list[Token], at: int) -> list[Token]:
-    start, end = at, at + 1
-    while start and words[start - 1].cues != MARK:
-        start -= 1
-    while end < len(words) and words[end].cues != MARK:
-        end += 1
-    return words[start:end]
-
-
-def _denied(words: list[Token], text: str) -> str:
-    """Find "that is not right", "nicht die Antwort", "this can't be" among the clauses."""
-    at = 0
-    while at < len(words):
-        if words[at].cues == MARK:
-            at += 1
-            continue
-        clause = _clause(words, at)
-        at += len(clause)
-        if len(clause) == 1 and clause[0].cues & cue.INTERJECTION and not _VALUE_NEXT.match(text, clause[0].end):
-            return "negated"
-        negations = [i for i, w in enumerate(clause) if w.cues & cue.NEGATION]
-        if not negations or len(clause) > 10 or any(w.cues & cue.OTHER for w in clause):
-            continue
-        if any(w.cues & cue.RIGHT for w in clause):
-            return "negated"
-        if any(w.cues & cue.NOUN for i in negations for w in clause[i : i + 4]):
-            return "negated"
-        if clause[0].cues & cue.PRONOUN and len(clause) <= 4:
-            return "negated"
-    return ""
 
 
 def doubt_in(text: str, several: bool = False) -> str:
@@ -291,6 +160,9 @@ def doubt_in(text: str, several: bool = False) -> str:
         # Only words of a closed list may link "the answer" to its number: "has 42 digits" says something else.
         copulas = [w for w in before if w.cues & cue.COPULA and w.start > nouns[-1].start]
         link = [w for w in before if w.start > (copulas or nouns)[-1].start]
-        if not all(w.cues & cue.RESET or w.text in LEAD for w in link):
+        aside = [w for w in before if copulas and nouns[-1].start < w.start < copulas[-1].start]
+        if not all(
+            w.cues & (cue.RESET | cue.SELF) or w.text in LEAD or canonical_unit(w.text) for w in (*link, *aside)
+        ):
             return "hedged"
     return doubt_beside(text[value_end:], several)

@@ -20,7 +20,7 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?=[0-9A-Za-z\\]))")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _HASHES = re.compile(r"####[ \t]*(?=[-+\u2212$€£¥(\\.]|\d)([^\n<]*)")
 _CLAUSE_END = re.compile(
-    r"[.!?;。！？؛؟、，](?=\s|$|\*|[^\x00-\x7f])|\n|,(?=\s*(?:[a-z]|$))|\s[-–—]+\s"
+    r"[.!?;。！？؛؟、，](?=\s|$|\*|[^\x00-\x7f])|\n|,(?=\s*(?:[a-zà-öø-ÿа-яёğışİçşü]|$))|\s[-–—]+\s"
     r"|(?<=[\w%)$])\s\((?=\w)|\s(?:because|since|as|so|which|where|for|from|after|when|by|using|based|given)\b"
 )
 EMPHASIS = re.compile(r"(?<![\w*)])[*_`]{1,3}(?=[^\s*])|(?<=[^\s*])[*_`]{1,3}(?![\w*(])")

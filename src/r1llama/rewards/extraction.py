@@ -10,11 +10,12 @@ import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .context import SENTENCE_END, doubt_after, doubt_before, doubt_beside, doubt_in, sentence_before
+from .context import doubt_before, doubt_in, sentence_before
 from .declarations import EMPHASIS, MAX_CLAUSE, MAX_DECLARATIONS, Declaration, marked, several_numbers, with_phrases
-from .lexicon import joins
+from .lexicon import OR, joins, tokens
 from .numeric import parse_number
 from .phrases import CONCLUSION, LEAD, PHRASE, PLAIN_QUALITIES, SEVERAL, TOTAL, assert_contrast
+from .retraction import SENTENCE_END, doubt_after, doubt_beside
 from .statements import stated_number
 
 MAX_SECTION = 200_000  # characters after the thoughts; more is no answer
@@ -38,10 +39,11 @@ class Answer:
 
 
 _N = r"-?\$?\d{1,15}(?:,\d{3}){0,5}(?:\.\d{1,15})?"
+_LEAD = r"(?:(?:(?:So|Thus|Therefore|Hence),?[ ])?[Tt]he[ ](?:final[ ])?answer[ ]is:?[ ])"
 # The sections that most completions have, so plain that nothing in them could take the answer back.
 _PLAIN_SECTION = re.compile(
     rf"\s*(?:<answer>\s*(?P<answer_tag>{_N})\s*</answer>|####[ ]?(?P<hashes>{_N})"
-    rf"|\$?\\boxed\{{(?P<boxed>{_N})\}}\$?\.?|[Tt]he[ ](?:final[ ])?answer[ ]is:?[ ](?P<phrase>{_N})\.?)\s*"
+    rf"|{_LEAD}?\$?\\boxed\{{(?P<boxed>{_N})\}}\$?\.?|{_LEAD}(?P<phrase>{_N})\.?)\s*"
 )
 _END_TOKEN = re.compile(r"(?:<\|[a-z_]{1,20}\|>|</s>)$")  # where a caller decodes with special tokens
 _ALL_MATHS = re.compile(r"\$[^$]+\$\.?|\\\(.+\\\)\.?|\\\[.+\\\]\.?")
@@ -54,6 +56,7 @@ _STRUCK_HTML = re.compile(r"<(s|del|strike)>.{0,400}?</\1>", re.IGNORECASE | re.
 _SHAPING = "(?:b|i|u|em|strong|mark|p|span|center|big|small|h[1-6]|div)"
 _LOOK = re.compile(rf"(?<!\w)<{_SHAPING}>|</{_SHAPING}>(?!\w)|<br ?/?>", re.IGNORECASE)
 _MATHS_LETTER = re.compile("[\U0001d400-\U0001d7ff]+")
+_OPENING_QUOTES = ('"', "“", "«", "„", "「", "'", "‘")
 _LAST_WORD = re.compile(r"(?<=\d) ?\w* [^\W\d_]+\s*$|(?<=\d) [^\W\d_]+\s*$")
 _BLANK_RUN = re.compile(r"\s+")
 
@@ -209,7 +212,8 @@ def _doubt(value: str, several: bool) -> str:
     """Return why a value or statement commits to nothing, or ""."""
     if value.endswith(("?", "？", "؟")):
         return "hedged"
-    if not several and SEVERAL.search(value):
+    words = tokens(value[-40:])
+    if not several and (SEVERAL.search(value) or (words and words[-1].cues & OR)):  # "(D) or" | "(E)"
         return "hedged"
     number = re.search(r"[-$\\]?\d[\d.,]*", value)
     if not number:
@@ -231,12 +235,18 @@ def _leads_up(value: str) -> bool:
 
 def _context(section: str, declaration: Declaration, several: bool) -> str:
     """Return why the words around a declaration take it back, or "" when they do not."""
+    quality = ""
     if declaration.source == "phrase":
         announced = PHRASE.match(section, declaration.start)
         quality = (announced["quality"] or announced["quality2"] or "").lower() if announced else ""
         if quality and quality not in PLAIN_QUALITIES and not joins(quality):
             return "negated"
-    before = sentence_before(section, declaration.start)
+        if section[: declaration.start].rstrip(" *_")[-1:] in _OPENING_QUOTES:
+            return "echo"
+    start = declaration.start
+    if quality and quality not in PLAIN_QUALITIES:  # "so", "that" lead to the answer and are no part of its name
+        start += len(quality)
+    before = sentence_before(section, start)
     announcement = section[declaration.start : declaration.value_start] if declaration.source == "phrase" else ""
     end, number = declaration.end, stated_number(declaration.value)
     if declaration.source == "phrase":  # "42 only | when n is even": the last word belongs to what follows

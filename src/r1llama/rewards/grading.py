@@ -101,7 +101,7 @@ _LABEL = re.compile(
 )
 _DECIMAL_COMMA = re.compile(r"(?<![\d.,])(\d+),(\d{1,2}|\d{4,})(?![\d.,]*\d)")
 _YES_NO = frozenset("no ja si sí да oui non sim yes не".split())  # noqa: SIM905
-_LABELLED = re.compile(r"\(([A-J])\)[\s~]*\S")
+_LABELLED = re.compile(r"\(([A-J])\)[\s~]*\S(?!.*(?<![\w(])\(?[A-J]\)?(?!\w))")
 
 
 def plain_text(text: str) -> str:
@@ -136,7 +136,7 @@ def compare(answer: str, gold: str, percent: bool = False) -> Verdict:
         return Verdict(True, "text")
     times = clock_times(gold)
     if len(times) == 1:
-        said = strip_latex(fold(answer))
+        said = strip_latex(fold(answer)).replace("{:}", ":")
         same = clock_times(said) == times and len(re.findall(r"\d+", said + gold)) == 4
         return Verdict(same, "time")
     label = _LABELLED.match(strip_latex(answer).strip())

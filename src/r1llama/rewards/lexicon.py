@@ -20,53 +20,55 @@ REVISION, NOUN, JOIN, COPULA, OTHER, FIRST_PERSON, IF, COUNTERFACTUAL, CONCESSIO
 THAT, ASSERTION = 1 << 31, 1 << 32
 
 _SPACED = {
-    NEGATION: """not no never cannot neither nor none nobody nothing no_one doubt doubts doubtful deny denies
-        hardly anything_but nowhere_near far_from other_than except excluding instead_of rather_than rule_out
-        ruled_out rules_out reject* refuse* unlike unlikely impossible used_to_be no_longer opposite_of
-        mistaken_for disagree* without n't don't doesn't didn't isn't aren't wasn't weren't won't can't couldn't
-        wouldn't shouldn't hasn't haven't ain't nicht nie niemals kein keine keinen keinem keiner keines weder
-        keinesfalls keineswegs außer unmöglich pas jamais aucun aucune ni ne nullement sauf nunca jamás tampoco
-        imposible excepto salvo non né nessun nessuna nessuno tranne impossibile não nem nenhum nenhuma exceto
-        impossível değil* hayır hiçbir asla hatasız ohne sans senza sem без hariç olamaz imkansız imkânsız не
-        нет ни никогда нельзя кроме невозможно никак""",
-    WRONG: """wrong wrongly incorrect incorrectly false falsely untrue mistake mistakes mistaken error errors
-        erroneous* invalid bogus fake nonsense a_lie miscalculat* miscount* misread* flawed falsch* fehler*
-        irrtum irrtümlich* verkehrt unrichtig* verrechnet vertan faux fausse fausses erreur* erroné* inexact*
-        incorrecte* trompé* trompe incorrect* equivoqu* equivoc* erróne* falso falsa error* falsi sbagliat*
-        sbaglio errore errori errat* scorrett* errad* erro erros engan* incorret* yanlış* hata hatalı hatası
-        hatalıdır неверн* неправильн* ошиб* ошибк* ложн* ложь неправда""",
+    NEGATION: """exclude excludes excluded eliminate discard dismiss not no never cannot neither nor none nobody
+        nothing no_one doubt doubts doubtful deny denies hardly anything_but nowhere_near far_from other_than
+        except excluding instead_of rather_than rule_out ruled_out rules_out reject* refuse* unlike unlikely
+        impossible used_to_be no_longer opposite_of mistaken_for disagree* without n't don't doesn't didn't
+        isn't aren't wasn't weren't won't can't couldn't wouldn't shouldn't hasn't haven't ain't nicht nie
+        niemals kein keine keinen keinem keiner keines weder keinesfalls keineswegs außer unmöglich pas jamais
+        aucun aucune ni ne nullement sauf nunca jamás tampoco imposible excepto salvo non né nessun nessuna
+        nessuno tranne impossibile não nem nenhum nenhuma exceto impossível değil* hayır hiçbir asla hatasız
+        ohne sans senza sem без hariç olamaz imkansız imkânsız не нет ни никогда нельзя кроме невозможно никак""",
+    WRONG: """is_off off_by fails fail failed wrong wrongly incorrect incorrectly false falsely untrue mistake
+        mistakes mistaken error errors erroneous* invalid bogus fake nonsense a_lie miscalculat* miscount*
+        misread* flawed falsch* fehler* irrtum irrtümlich* verkehrt unrichtig* verrechnet vertan faux fausse
+        fausses erreur* erroné* inexact* incorrecte* trompé* trompe incorrect* equivoqu* equivoc* erróne* falso
+        falsa error* falsi sbagliat* sbaglio errore errori errat* scorrett* errad* erro erros engan* incorret*
+        yanlış* hata hatalı hatası hatalıdır неверн* неправильн* ошиб* ошибк* ложн* ложь неправда""",
     HEDGE: """naively at_first first_glance first_sight originally initially superficially previous_problem
         previous_question previous_exercise misconception auf_den_ersten à_première a_primera a_prima à_primeira
         ilk_bakışta на_первый maybe perhaps possibly probably presumably supposedly apparently allegedly might
         may could guess guessing guesses unsure uncertain unclear suspect seems seem not_sure no_idea no_clue
         not_certain not_confident i_suppose i_reckon somewhere something_like give_or_take plus_or_minus or_so
-        or_thereabouts more_or_less ballpark according_to likely doubtful hopefully tentative tentatively
-        percent_sure vielleicht wahrscheinlich möglicherweise vermutlich eventuell womöglich könnte könnten
-        dürfte schätze unsicher glaube ungefähr_oder peut-être probablement possiblement sans_doute pourrait
-        environ_ou devine soit_disant il_se_peut quizá quizás acaso tal_vez probablemente posiblemente
-        a_lo_mejor podría puede_ser puede_que adivino forse magari probabilmente possibilmente potrebbe
-        può_darsi tirare_a_indovinare talvez provavelmente possivelmente poderia pode_ser acho_que belki galiba
-        muhtemelen olabilir sanırım herhalde tahmin* может_быть наверное наверно возможно вероятно пожалуй
-        кажется думаю похоже предположительно могло""",
+        or_thereabouts more_or_less ballpark likely doubtful hopefully tentative tentatively percent_sure
+        vielleicht wahrscheinlich möglicherweise vermutlich eventuell womöglich könnte könnten dürfte schätze
+        unsicher glaube ungefähr_oder peut-être probablement possiblement sans_doute pourrait environ_ou devine
+        soit_disant il_se_peut quizá quizás acaso tal_vez probablemente posiblemente a_lo_mejor podría puede_ser
+        puede_que adivino forse magari probabilmente possibilmente potrebbe può_darsi tirare_a_indovinare talvez
+        provavelmente possivelmente poderia pode_ser acho_que belki galiba muhtemelen olabilir sanırım herhalde
+        tahmin* может_быть наверное наверно возможно вероятно пожалуй кажется думаю похоже предположительно
+        могло""",
     IF: """if wenn si s'il s'ils se eğer если falls sofern caso şayet""",
-    CONDITION: """unless except barring sauf salvo außer excepto tranne exceto hariç кроме only_when only_if
-        only_for nur_wenn seulement_si solo_si sólo_si somente_se только_если diyelim farz_edelim let_us_assume
-        whether suppose supposing assume assumes assuming provided pretend imagine let's_say lest in_case had_it
-        angenommen vorausgesetzt ob gesetzt supposons supposant à_condition à_moins pourvu_que si_acaso
-        suponiendo supongamos a_menos_que siempre_que siempre_y_cuando supponiamo supponendo a_meno_che purché
-        qualora supondo suponha desde_que varsayalım предположим допустим при_условии разве_что""",
+    CONDITION: """as_long_as so_long_as solange tant_que unless except barring sauf salvo außer excepto tranne
+        exceto hariç кроме only_when only_if only_for nur_wenn seulement_si solo_si sólo_si somente_se
+        только_если diyelim farz_edelim let_us_assume whether suppose supposing assume assumes assuming provided
+        pretend imagine let's_say lest in_case had_it angenommen vorausgesetzt ob gesetzt supposons supposant
+        à_condition à_moins pourvu_que si_acaso suponiendo supongamos a_menos_que siempre_que siempre_y_cuando
+        supponiamo supponendo a_meno_che purché qualora supondo suponha desde_que varsayalım предположим
+        допустим при_условии разве_что""",
     COUNTERFACTUAL: """would had were wäre hätte würde gewesen serait aurait était avait sería habría hubiera
         fuera sarebbe fosse avrebbe seria teria tivesse olurdu olsaydı был_бы было_бы бы""",
     OTHERWISE: """otherwise else in_which_case sonst andernfalls ansonsten sinon autrement de_lo_contrario si_no
         altrimenti senão caso_contrário yoksa aksi_halde aksi_takdirde иначе в_противном_случае""",
-    REPORT: """said say says saying claim claims claimed claiming thinks thought wrote writes guessed answered
-        argue argues argued believes believed insists insisted states_that asserts asserted maintains suggests
-        suggested told tells rumour rumor allegedly supposedly behauptet* behaupten meint* sagt sagte sagten
-        sagen glaubt schreibt schrieb denkt laut vermutet affirme affirment prétend prétendent dit disent disait
-        pense pensent croit croient selon d'après soutient dice dicen dijo afirma afirman cree creen piensa
-        piensan asegura según sostiene dicono disse sostengono afferma affermano crede credono pensa pensano
-        secondo diz dizem afirmam acha acham segundo söylüyor söyledi diyor dedi iddia göre sanıyor düşünüyor
-        утвержда* говорит говорят сказал* считает считают думает думают написал* полагает""",
+    REPORT: """according_to posted posts quote quoted said say says saying claim claims claimed claiming thinks
+        thought wrote writes guessed answered argue argues argued believes believed insists insisted states_that
+        asserts asserted maintains suggests suggested told tells rumour rumor allegedly supposedly behauptet*
+        behaupten meint* sagt sagte sagten sagen glaubt schreibt schrieb denkt laut vermutet affirme affirment
+        prétend prétendent dit disent disait pense pensent croit croient selon d'après soutient dice dicen dijo
+        afirma afirman cree creen piensa piensan asegura según sostiene dicono disse sostengono afferma
+        affermano crede credono pensa pensano secondo diz dizem afirmam acha acham segundo söylüyor söyledi
+        diyor dedi iddia göre sanıyor düşünüyor утвержда* говорит говорят сказал* считает считают думает думают
+        написал* полагает""",
     SELF: """i we let let's our us ich wir je nous on yo nosotros io noi eu nós ben biz я мы it this which that
         problem question task statement aufgabe énoncé problème problema enunciado soru задача условие text
         equation""",
@@ -117,10 +119,10 @@ _SPACED = {
         brincadeira recalcular vazgeçtim unutun şaka geri_alıyorum yeniden_hesapla* забудь* забудьте шучу
         пересчита* беру_назад erratum errata corrigendum corrección correzione correção korrektur düzeltme
         поправка correction edit oops whoops""",
-    INTERJECTION: """hold_on actually en_fait en_realidad in_realtà na_verdade tatsächlich aslında вообще-то no
-        nope wait hmm oops whoops sorry not nein halt moment stopp ups hoppla non attends attendez oups pardon
-        désolé espera espere perdón ay aspetta ops scusa scusate não opa desculpe hayır dur bekle yok нет стой
-        стоп подожди* ой упс извините постой* nah""",
+    INTERJECTION: """apologies apologise apologize hold_on actually en_fait en_realidad in_realtà na_verdade
+        tatsächlich aslında вообще-то no nope wait hmm oops whoops sorry not nein halt moment stopp ups hoppla
+        non attends attendez oups pardon désolé espera espere perdón ay aspetta ops scusa scusate não opa
+        desculpe hayır dur bekle yok нет стой стоп подожди* ой упс извините постой* nah""",
     GIVE_UP: """unable don't_know do_not_know cannot_solve can't_solve could_not_solve couldn't_solve
         can't_answer cannot_answer can't_help cannot_help not_enough_information insufficient haven't_solved
         have_not_solved cannot_determine can't_determine couldn't_determine could_not_determine
@@ -129,19 +131,20 @@ _SPACED = {
         je_ne_sais sais_pas impossible_de no_sé no_lo_sé no_puedo_resolver insuficiente* non_lo_so non_so
         insufficient* não_sei não_consigo bilmiyorum bilemiyorum çözemedim çözemiyorum yetersiz не_знаю не_могу
         не_смог* недостаточно""",
-    EXAMPLE: """example examples e.g template placeholder sample_output sample_answer sample_solution format
-        for_instance such_as beispiel beispielsweise z.b vorlage exemple modèle gabarit ejemplo plantilla
-        formato esempio modello exemplo modelo örnek örneğin şablon например пример образец шаблон формат""",
-    REVISION: """should_be should_have_been must_be meant sollte_sein müsste devrait debería deberia dovrebbe
-        deveria olmalı* должно должен""",
+    EXAMPLE: """sample_response example_answer example_response example examples e.g template placeholder
+        sample_output sample_answer sample_solution format for_instance such_as beispiel beispielsweise z.b
+        vorlage exemple modèle gabarit ejemplo plantilla formato esempio modello exemplo modelo örnek örneğin
+        şablon например пример образец шаблон формат""",
+    REVISION: """should_read should_be should_have_been must_be meant sollte_sein müsste devrait debería deberia
+        dovrebbe deveria olmalı* должно должен""",
     COMPARE: """between least most than exceeds exceed beyond over under above below almost nearly up_to until
         twice thrice double triple half mindestens höchstens wenigstens maximal minimal mehr_als weniger_als
         fast beinahe knapp doppelt au_moins au_plus plus_de moins_de presque près_de moitié al_menos como_mínimo
         como_máximo a_lo_sumo más_de menos_de casi doble mitad almeno al_massimo più_di meno_di quasi doppio
         metà pelo_menos no_máximo no_mínimo mais_de quase dobro metade az fazla neredeyse iki_katı yarısı
         минимум максимум менее более меньше больше почти вдвое половина""",
-    OPINION: """i my me you your favourite favorite lucky universe reward grader ignore instructions worth
-        points""",
+    OPINION: """try consider i my me you your favourite favorite lucky universe reward grader ignore
+        instructions worth points""",
     QUESTION: """mı mi mu mü midir mıdır mudur müdür ли est-ce""",
     NEUTRAL: """not_only not_just not_surprising* not_surprisingly perhaps_surprisingly maybe_surprisingly
         sin_error sin_errores error_in error_is percent_error percentage_error relative_error absolute_error
@@ -162,9 +165,9 @@ _UNSPACED = {
         아니 아닙 않 없 못 नहीं ليس لا(?=\\s|$) لم لن غير مستحيل""",
     WRONG: """错 錯 不对 不對 有误 有誤 不正确 不正確 間違 誤り まちが 틀리 틀렸 오답 잘못 오류 गलत ग़लत خطأ
         خاطئ خاطئة خطا غلط أخطأ غيرصحيح""",
-    HEDGE: """수도_있 可能 也许 也許 大概 或许 或許 说不定 說不定 应该不 估计 猜 恐怕 たぶん 多分 おそらく
-        恐らく かもしれ でしょう だろう と思 아마 지도_모 지도모 일지도 것_같 것같 शायद संभवतः ربما لعل قد_يكون
-        أظن أعتقد يحتمل محتمل""",
+    HEDGE: """हो_सकता 수도_있 可能 也许 也許 大概 或许 或許 说不定 說不定 应该不 估计 猜 恐怕 たぶん 多分
+        おそらく 恐らく かもしれ でしょう だろう と思 아마 지도_모 지도모 일지도 것_같 것같 शायद संभवतः ربما لعل
+        قد_يكون أظن أعتقد يحتمل محتمل""",
     CONDITION: """假如 假设 假設 要是 除非 仮に बशर्ते لو(?=\\s) بشرط إلا_إذا""",
     IF: """如果 若(?!干) もし 만약 만일 यदि अगर إذا اذا""",
     OTHERWISE: """否则 否則 不然 そうでなければ さもなければ 아니면 그렇지_않으면 अन्यथा وإلا""",
@@ -220,6 +223,7 @@ _TOKEN = re.compile(
     rf"(?P<run>{_RUN}(?:[ ]{_RUN})*)|[^\W\d_]+(?:['’.-][^\W\d_]+)*|(?P<mark>[,;:()\n，；：、؛،—–]|\s-\s)"
 )
 _TURKISH_NEGATION = re.compile(r"\w{2}(?:m[ıiuü]yor|m[ae]d[ıi]|m[ae]m[ıi]ş)\w{0,4}$")
+_TURKISH_REASON = re.compile(r"(?:[dt][ıiuü]ğ[ıiuü]nd[ae]n|[ae]r[ae]k|[ıiuü]nc[ae])$")
 MARK = 1 << 30
 
 
@@ -289,5 +293,5 @@ def tokens(text: str) -> list[Token]:
 
 
 def joins(word: str) -> bool:
-    """Tell whether `word` only leads on to what follows: "so", "daher", "und"."""
-    return bool(_cues(word) & (RESET | JOIN | COPULA))
+    """Tell whether `word` only leads on to what follows: "so", "daher", "und", "olduğundan"."""
+    return bool(_cues(word) & (RESET | JOIN | COPULA)) or bool(_TURKISH_REASON.search(word))

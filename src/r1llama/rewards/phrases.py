@@ -30,10 +30,11 @@ _filler = rf"(?:\s+(?:{'|'.join(_FILLERS)})\b)*"
 PHRASE = re.compile(
     rf"""
     (?<!\w)(?:(?P<quality>[^\W\d_]+)[ \t]+|l['’])?(?:{"|".join(_NOUNS)})\b\.?(?:\s+(?:{"|".join(_QUALITIES_AFTER)})\b)?
-        (?:\s+(?:{"|".join(_OF)})\b(?:\s+(?!{_COPULAS})\w+){{0,3}}?\s*(?:{"|".join(_WHOLE)})\b)?
+        (?:\s+(?:{"|".join(_OF)})\b(?:\s+(?!{_COPULAS})\w+){{0,3}}?\s*(?:l['’])?(?:{"|".join(_WHOLE)})\b)?
         {_filler}
         [*_]{{0,3}}\s*
         (?:(?:{_COPULAS})(?!\w){_filler}\s*(?:equal\s+to\b)?\s*:?|[:：→]|=(?!=)|(?=[*_]*\s*\n))
+    |\b(?:choose|pick|select)\s+(?:option|choice|answer)\s+(?=\(?[A-J]\)?\.?\s*$)
     |\b(?:ist|lautet|beträgt)\s+(?:(?:also|somit|daher|demnach)\s+)?(?:die|das)\s+(?:(?:richtige|gesuchte|endgültige)\s+)?
         (?:antwort|endergebnis|ergebnis|lösung)(?=\s+[-$\\(*\d])
     |(?<!\w)(?:(?P<quality2>[^\W\d_]+)[ \t]+)?(?:{"|".join(_SELF_STATING)})\b\s*
@@ -64,19 +65,26 @@ KEYWORDS = (
 
 ASCII_KEYWORDS = tuple(keyword for keyword in KEYWORDS if keyword.isascii())
 
+# What may directly precede "the answer is", besides conjunctions and adverbs.
+LEADS_IN = frozenset(
+    """in after by for from with at on as to using adding combining multiplying dividing subtracting summing putting
+    solving simplifying substituting rounding counting then now and finally overall altogether here also next step
+    answer conclusion summary final solution result yes no ok okay right well good great done q a""".split()  # noqa: SIM905
+)
+
 # What may stand between "the answer is" and its number; any other word says something else ("worth 10 points").
 LEAD = frozenset(
-    """works turns comes out should must will therefore then the a an exactly precisely simply just only equal to
-    approximately approx about around roughly be that of total value number sum amount minus negative plus
-    option choice x y z n k m der die das ein eine genau exakt gleich etwa ungefähr rund circa ca insgesamt zahl
-    wert le la un une exactement environ égale égal à nombre el exactamente igual aproximadamente número valor
-    il lo esattamente uguale pari numero valore o um exatamente tam olarak yaklaşık ровно равен равно примерно
-    число""".split()  # noqa: SIM905
+    """in want wanted need needed seek sought looking for get obtain asked works turns comes out should must will
+    therefore then the a an exactly precisely simply just only equal to approximately approx about around
+    roughly be that of total value number sum amount minus negative plus option choice x y z n k m der die das
+    ein eine genau exakt gleich etwa ungefähr rund circa ca insgesamt zahl wert le la un une exactement environ
+    égale égal à nombre el exactamente igual aproximadamente número valor il lo esattamente uguale pari numero
+    valore o um exatamente tam olarak yaklaşık ровно равен равно примерно число""".split()  # noqa: SIM905
 )
 
 # The copula that some languages put after the value: 42です, 42입니다, 42'dir.
 COPULA_SUFFIX = re.compile(
-    r"(?<=[\d%])\s*(?:です|である|だ|है|हैं|입니다|이다|이에요|예요|'?(?:dir|dır|dur|dür|tir|tır|tur|tür))[。.]?$"
+    r"(?<=[\d%〇一二三四五六七八九十百千万億])\s*(?:です|である|だ|है|हैं|입니다|이다|이에요|예요|'?(?:dir|dır|dur|dür|tir|tır|tur|tür))[。.]?$"
 )
 
 CONCLUSION = re.compile(
@@ -110,6 +118,11 @@ _CONTRASTS = (
     (r"\bnon\s+(è|sono)\s+{x},?\s+(?:ma|bensì)\s+", r"\1 "),
     (r"\bnão\s+(é|são)\s+{x},?\s+(?:mas(?:\s+sim)?|e\s+sim)\s+", r"\1 "),
     (r"(?<=\s){x}\s+değil,?\s+", ""),
+    (
+        r"(?<=[\d$*}]),?\s+(?:rather\s+than|instead\s+of|and\s+not|not|und\s+nicht|nicht|et\s+non|y\s+no|e\s+non|e\s+não)"
+        r"\s+\$?\d[\d.,]*\$?(?=[\s.,;!]|$)",
+        "",
+    ),
     (r"\bне\s+{x},?\s+а\s+", ""),
     (r"不(是){x}[,，]?\s*而是", r"\1"),
     (r"(?<=は){x}(?:ではなく|じゃなく)[、,]?\s*", ""),
@@ -119,7 +132,9 @@ _CONTRASTS = (
 )
 _CONTRAST = [(re.compile(pattern.replace("{x}", _SHORT), re.IGNORECASE), kept) for pattern, kept in _CONTRASTS]
 _CONTRASTING = re.compile(
-    r"\b(?:but|rather|sondern|mais|sino|ma|bensì|mas|sim|değil|а)\b|而是|なく|아니라|بل|बल्कि", re.IGNORECASE
+    r"\b(?:but|rather|not|instead|nicht|non|y\s+no|não|sondern|mais|sino|ma|bensì|mas|sim|değil|а)\b"
+    r"|而是|なく|아니라|بل|बल्कि",
+    re.IGNORECASE,
 )
 
 

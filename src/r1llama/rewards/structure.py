@@ -85,6 +85,8 @@ def shape_of(text: str) -> Shape:
     match = re.match(r"(\\\{|[(\[])(.*?)(\\\}|[)\]])$", text, re.DOTALL)
     if match and _wraps(text):
         items = _split(match[2], ",")
+        if len(items) == 1:
+            items = _split(match[2], ";")
         if len(items) > 1 or match[1] == r"\{":
             return Shape("bracket", tuple(i for i in items if i), match[1], match[3])
     return Shape("scalar", (text,))
@@ -133,8 +135,11 @@ def same_shape(answer: str, gold: str, same: Same) -> bool | None:
         True, False, or None when some scalar could not be decided.
     """
     ours, theirs = shape_of(answer), shape_of(gold)
-    if (ours.kind == "scalar") != (theirs.kind == "scalar"):
-        ours, theirs = _interval(ours), _interval(theirs)
+    kinds = {ours.kind, theirs.kind}
+    if kinds == {"scalar", "bracket"}:
+        ours, theirs = (shape_of(_interval(s.items[0])) if s.kind == "scalar" else s for s in (ours, theirs))
+    elif kinds == {"list", "union"}:
+        ours, theirs = (Shape("union", tuple(map(_interval, s.items))) for s in (ours, theirs))
     if theirs.kind == "scalar" and ours.kind == "scalar":
         return same(ours.items[0], theirs.items[0])
     is_set = theirs.kind == "bracket" and theirs.opening == r"\{"
@@ -153,20 +158,21 @@ def same_shape(answer: str, gold: str, same: Same) -> bool | None:
     return False
 
 
-def _interval(shape: Shape) -> Shape:
-    """Read "2 <= x < 5" and "x > 3" as intervals, to compare them with one."""
-    match = _CHAIN.fullmatch(shape.items[0]) if shape.kind == "scalar" else None
+def _interval(text: str) -> str:
+    """Write "2 <= x < 5" and "x > 3" as intervals, to compare them with one; other text stays as it is."""
+    match = _CHAIN.fullmatch(text)
     if match is None or (match["low"] is None and match["high"] is None):
-        return shape
+        return text
     low, below, above, high = match.group("low", "below", "above", "high")
-    up = (below or above)[:1] == "<" or (below or above).startswith(r"\leq")
-    if below and above and (above[:1] == "<" or above.startswith(r"\leq")) != up:
-        return shape  # 2 < x > 1
-    if not up:
+    rising = {sign[:1] == "<" or sign.startswith(r"\leq") for sign in (below, above) if sign}
+    if len(rising) > 1:
+        return text  # 2 < x > 1
+    if rising == {False}:
         low, below, above, high = high, above, below, low
     opening = "[" if below and "eq" in below else "("
     closing = "]" if above and "eq" in above else ")"
-    return Shape("bracket", ((low or r"-\infty").strip(), (high or r"\infty").strip()), opening, closing)
+    low, high = low or r"-\infty", high or r"\infty"
+    return f"{opening}{low}, {high}{closing}"
 
 
 def _both_signs(shape: Shape) -> tuple[str, ...]:

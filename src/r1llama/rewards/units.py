@@ -101,7 +101,7 @@ NOT_UNITS = frozenset(
     thirds quarter quarters fourths fifths sixths sevenths eighths ninths tenth tenths hundredth hundredths thousandths
     less than fewer least most above below under over to of out mod modulo choose into either neither versus vs
     hundred thousand million billion trillion dozen percent pi sqrt root log hundreds thousands millions billions
-    instead rather approx point double triple twice base though although otherwise said because so which that
+    instead rather off away approx point double triple twice base though although otherwise said because so which that
     bps mil mln bn mn crore lakh debt doubled tripled halved wrong below above zero
     değil ise oder ou o e und et veya ya""".split()  # noqa: SIM905
 )
@@ -123,7 +123,8 @@ MODIFIERS_BEFORE = re.compile(
 
 # Directly after a number: "42 squared", "42 is wrong", "42 less than that".
 MODIFIERS_AFTER = re.compile(
-    r"[\s,.:]*(?:(?:squared|cubed|factorial|doubled|tripled|halved|below|above|in debt|short of|wrong|incorrect"
+    r"[\s,.:]*(?:(?:squared|cubed|factorial|doubled|tripled|halved|below|above|off|away|in debt|short of"
+    r"|wrong|incorrect"
     r"|false|i guess"
     r"|maybe|perhaps|probably|possibly|or|bps|mil|mln|bn|halves|thirds|quarters|fourths|fifths|sixths|sevenths"
     r"|eighths|ninths|tenths"
