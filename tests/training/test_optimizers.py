@@ -12,7 +12,7 @@ from tests.model.conftest import ATTENTION, MLP, tiny_model, tokens
 
 from .conftest import argv, assert_same_weights, json_lines
 
-SWITCHES = ATTENTION["latent+linear"] | MLP["experts"]
+SWITCHES = ATTENTION["latent+linear"] | MLP["experts"] | {"num_mtp_layers": 1}
 
 
 def names_of(model, parameters) -> set[str]:
@@ -38,7 +38,7 @@ def test_groups_hold_every_trainable_parameter_once(muon, tied):
     assert {"model.embed_tokens.weight", "model.layers.1.mlp.experts.gate_up_proj"} <= decayed
 
 
-def test_muon_takes_the_matrices_of_the_backbone():
+def test_muon_takes_the_matrices_of_the_layers():
     model = tiny_model(**SWITCHES)
     groups = param_groups(model, 0.1, muon=True)
     kinds = {name: group["parts"] for group in groups for name in names_of(model, group["params"])}

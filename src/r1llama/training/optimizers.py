@@ -36,14 +36,13 @@ def param_groups(model: nn.Module, weight_decay: float = 0.0, muon: bool = False
         weight_decay: for the parameters that [`is_decayed`] names; 0 for the rest.
         muon: split the groups further for [`Muon`].
     """
-    backbone = set(getattr(model, "base_model", model).modules())
     groups = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         owner, _, leaf = name.rpartition(".")
-        module = model.get_submodule(owner)
-        parts = _parts(module, leaf) if muon and module in backbone else 0  # heads and embeddings: AdamW
+        is_head = "." not in owner  # what lies beside the backbone: `lm_head`, `score`
+        parts = _parts(model.get_submodule(owner), leaf) if muon and not is_head else 0
         groups.setdefault((is_decayed(name, parameter), parts), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": weight_decay if decayed else 0.0} | ({"parts": parts} if muon else {})
@@ -52,7 +51,7 @@ def param_groups(model: nn.Module, weight_decay: float = 0.0, muon: bool = False
 
 
 def _parts(module: nn.Module, name: str) -> int:
-    """Into how many matrices Muon cuts the rows of a parameter; 0 leaves it to AdamW."""
+    """Into how many matrices Muon cuts the rows of a parameter; 0 leaves it to AdamW, as embeddings and routers."""
     if isinstance(module, nn.Linear) and name == "weight":
         return 1
     # transformers' fused experts: gate above up, in the first of two tensors
