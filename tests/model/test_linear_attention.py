@@ -248,4 +248,4 @@ def test_cache_is_constant_and_its_state_fp32(dtype):
         assert layer.recurrent_states[0].dtype == torch.float32
         assert layer.recurrent_states[0].shape == (2, 2, 16, 9)
         assert layer.conv_states[0].dtype == dtype
-        assert layer.conv_states[0].shape == (2, 2, 25, 5)
+        assert layer.conv_states[0].shape == (2, 2, 5, 25)

@@ -92,13 +92,15 @@ class R1LlamaLinearAttention(LlamaAttention):
         if cache is not None and cache.has_previous_state[0]:
             memory = [cache.recurrent_states[0]]
             if self.window is not None:
-                memory.append(cache.conv_states[0].mT)
+                memory.append(cache.conv_states[0])
         with torch.autocast(hidden_states.device.type, enabled=False):
             output, memory = self.attend(query, key, value, position_embeddings, attention_mask, segment_ids, memory)
         if cache is not None:
             cache.update_recurrent_state(memory[0], num_tokens=query.shape[2])
             if self.window is not None:
-                cache.update_conv_state(memory[1].mT)
+                if not cache.is_conv_states_initialized[0]:
+                    cache.lazy_initialization(conv_states=memory[1])
+                cache.conv_states[0].copy_(memory[1])
             cache.has_previous_state[0] = True  # transformers sets it for convolutions alone
 
         output = output.transpose(1, 2).flatten(2).to(hidden_states.dtype)
@@ -125,7 +127,7 @@ class R1LlamaLinearAttention(LlamaAttention):
             log_decay = self.log_decay(q, mask) if self.config.linear_decay else None
             output, memory = step(q, k, v, (cos, sin), log_decay, ids, memory)
             outputs.append(output)
-        return torch.cat(outputs, dim=2), memory
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2), memory
 
     def log_decay(self, query, attention_mask):
         """log(1 - 2^(-5 - head)) for each token, RetNet's rates (arXiv:2307.08621), and 0 for padding: a document ages

@@ -176,8 +176,10 @@ def window_sums(q, k, v, scaling, segment_ids=None):
     G, N = H // K, -(-S // W)
     C = -(-S // N)
     pad = N * C - S
-    q = F.pad(q, (0, 0, 0, pad)).unflatten(1, (K, G)).unflatten(3, (N, C)).transpose(2, 3).reshape(-1, G * C, D)
-    k, v = (F.pad(x, (0, 0, 0, pad)).unfold(2, W + C, C) for x in (k, v))  # (B, K, N, ..., W + C): each chunk's window
+    if pad:
+        q, k, v = (F.pad(x, (0, 0, 0, pad)) for x in (q, k, v))
+    q = q.unflatten(1, (K, G)).unflatten(3, (N, C)).transpose(2, 3).reshape(-1, G * C, D)
+    k, v = (x.unfold(2, W + C, C) for x in (k, v))  # (B, K, N, ..., W + C): what each chunk may see
 
     ago = torch.arange(C, device=q.device)[:, None] + W - torch.arange(W + C, device=q.device)
     seen = ((ago >= 0) & (ago < W)) & (v[..., -1:, :] > 0)  # (B, K, N, C, W + C)
