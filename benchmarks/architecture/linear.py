@@ -167,10 +167,10 @@ def rows(quick: bool, device: str):
         yield hybrid_prefill(2048, 3, device)
         yield flat_decode((256, 1024), 1, 61, device)
         return
-    for tokens, repeats, bar in ((2048, 15, 2.5), (8192, 7, 7.0), (16384, 5, 10.0)):
+    for tokens, repeats, bar in ((2048, 11, 2.5), (8192, 5, 7.0), (16384, 3, 10.0)):
         yield prefill(tokens, repeats, device, bar)
     for tokens in (2048, 8192):
         yield hybrid_prefill(tokens, 5, device)
-        yield training(tokens, 5, device)
-    yield flat_decode((1024, 4096, 16384), 2, 201, device)
-    yield flat_decode((1024, 4096, 16384), 2, 201, device, **HYBRID)
+        yield training(tokens, 3, device)
+    yield flat_decode((1024, 4096, 16384), 2, 101, device)
+    yield flat_decode((1024, 4096, 16384), 2, 101, device, **HYBRID)

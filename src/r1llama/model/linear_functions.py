@@ -34,7 +34,7 @@ def naive_linear_sums(q, k, v, log_decay=None, segment_ids=None):
     """The definition. Arguments as in [`chunked_linear_sums`]; returns the sums alone."""
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     visible = _visible(q, segment_ids)
-    return (q @ k.mT * _decay(visible, q, log_decay)).masked_fill(~visible, 0) @ v
+    return (q @ k.mT * _decay(q, log_decay)).masked_fill(~visible, 0) @ v
 
 
 def naive_hybrid_attention(
@@ -54,13 +54,12 @@ def naive_hybrid_attention(
     """
     k, v, k_features = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v, k_features))
     visible = _visible(q, segment_ids)
-    near = visible & ~visible.new_ones(visible.shape[-2:]).tril(-window) & (v[..., -1] > 0)[:, :, None]
-    scores = (q @ k.mT * scaling).masked_fill(~near, -torch.inf)
+    past = torch.ones_like(visible).tril(-window)
+    scores = (q @ k.mT * scaling).masked_fill(~visible | past | (v[..., -1] == 0)[:, :, None], -torch.inf)
     peak = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(q.dtype).min)
     near_weights = (scores - peak + log_window_weight[:, None, None]).exp()
-    far = visible & visible.new_ones(visible.shape[-2:]).tril(-window)
-    decay = F.pad(_decay(visible.new_ones(visible.shape[-2:]).tril(), q, log_decay), (0, window))[..., window:]
-    far_weights = (q_features @ k_features.mT * decay).masked_fill(~far, 0)
+    decay = F.pad(_decay(q, log_decay), (0, window))[..., window:]  # of the key's exit, `window` tokens after it
+    far_weights = (q_features @ k_features.mT * decay).masked_fill(~(visible & past), 0)
     return normalise((near_weights + far_weights) @ v)
 
 
@@ -72,11 +71,12 @@ def _visible(q, segment_ids):
     return causal & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
 
 
-def _decay(visible, q, log_decay):
+def _decay(q, log_decay):
+    """decay_ti `(B or 1, H, S, S)` where t is not before i; 1 elsewhere."""
     if log_decay is None:
-        return torch.ones_like(visible, dtype=q.dtype)
+        return q.new_ones(1, 1, q.shape[2], q.shape[2])
     age = log_decay.cumsum(-1).repeat_interleave(q.shape[1] // log_decay.shape[1], dim=1)
-    return (age[..., :, None] - age[..., None, :]).masked_fill(~visible, 0).exp()
+    return (age[..., :, None] - age[..., None, :]).tril().exp()
 
 
 def chunked_linear_sums(q, k, v, state=None, log_decay=None, segment_ids=None, chunk_size=64):
