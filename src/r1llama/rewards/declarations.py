@@ -21,12 +21,13 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _HASHES = re.compile(r"####[ \t]*(?=[-+\u2212$€£¥(\\.]|\d)([^\n<]*)")
 _CLAUSE_END = re.compile(
     r"[.!?;。！？؛؟、，](?=\s|$|\*|[^\x00-\x7f])|\n|,(?=\s*(?:[a-zà-öø-ÿа-яёğışİçşü]|$))|\s[-–—]+\s"
-    r"|(?<=[\w%)$])\s\((?=\w)|\s(?:because|since|as|so|which|where|for|from|after|when|by|using|based|given)\b"
+    r"|(?<=[\w%)$])(?<!option)(?<!choice)\s\((?=\w)|\s(?:because|since|as|so|which|where|for|from|after|when|by|using|based|given)\b"
 )
 EMPHASIS = re.compile(r"(?<![\w*)])[*_`]{1,3}(?=[^\s*])|(?<=[^\s*])[*_`]{1,3}(?![\w*(])")
 _STUCK = re.compile(r"[{\d]")
 _HEADING_END = re.compile(r"[ \t*_:$]*\n\s*")
-_LEADING = re.compile(r"[\s*_`:：]*(?:=(?!=))?[\s*_`\"']*")
+_HEADING_START = re.compile(r"(?:^|\n)[ \t*_#>\d.]*(?:the )?$", re.IGNORECASE)
+_LEADING = re.compile(r"[\s*_`:：]*(?:\.{2,3}|…|=(?!=))?[\s*_`\"']*")
 _INLINE_MATH = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 _TWO_PRICES = re.compile(r"\$\d[\d,.]*\s+[^$]*\$$")
 
@@ -119,7 +120,7 @@ def with_phrases(section: str, declarations: list[Declaration]) -> list[Declarat
     # "final" may stand before the keyword; lower() may also have changed the length before it.
     for match in islice(PHRASE.finditer(section, max(0, min(found) - 40)), MAX_DECLARATIONS + 1):
         start = match.end()
-        heading = _HEADING_END.match(section, start)
+        heading = _HEADING_END.match(section, start) if _HEADING_START.search(section, 0, match.start()) else None
         if heading:  # the value is on the next line that is not empty
             start = heading.end()
         tail = section[start : start + MAX_CLAUSE].split("\n", 1)[0]

@@ -57,6 +57,11 @@ _SHAPING = "(?:b|i|u|em|strong|mark|p|span|center|big|small|h[1-6]|div)"
 _LOOK = re.compile(rf"(?<!\w)<{_SHAPING}>|</{_SHAPING}>(?!\w)|<br ?/?>", re.IGNORECASE)
 _MATHS_LETTER = re.compile("[\U0001d400-\U0001d7ff]+")
 _OPENING_QUOTES = ('"', "“", "«", "„", "「", "'", "‘")
+_CLOSING = re.compile(
+    r"(?:the|this|his|her|their|its|there|that)\b[^,;:]*\b(?:is|are|was|were|equals)\s+\S+(?:\s\w+){0,2}",
+    re.IGNORECASE,
+)
+_SHOWN = re.compile(r"\n\s*\n\*\*[^*\n]+\*\*\.?$")
 _LAST_WORD = re.compile(r"(?<=\d) ?\w* [^\W\d_]+\s*$|(?<=\d) [^\W\d_]+\s*$")
 _BLANK_RUN = re.compile(r"\s+")
 
@@ -279,7 +284,8 @@ def _unmarked(section: str, several: bool) -> Answer:
     reason = _doubt(last, several)
     if reason:
         return Answer(None, None, reason)
-    if alone and (parse_number(last) is not None or _ALL_MATHS.fullmatch(last)):
+    shown = bool(_SHOWN.search(body))  # "**42**" on a line of its own at the end
+    if (alone or shown) and (parse_number(last) is not None or _ALL_MATHS.fullmatch(last)):
         return Answer(last, "bare", "found")
     sentences = [s.strip() for s in SENTENCE_END.split(last) if s.strip()]
     if not sentences:
@@ -298,7 +304,7 @@ def _unmarked(section: str, several: bool) -> Answer:
         return Answer(reasoned[1], "bare", "found")
     if stated_number(statement) is not None and not _ASIDE.search(statement):
         equation = "=" in statement
-        if concluding or (alone and len(sentences) == 1) or equation:
+        if concluding or (len(sentences) == 1 and (alone or _CLOSING.fullmatch(statement))) or equation:
             return Answer(statement, "statement", "found")
         return Answer(None, None, "no_answer")
     if several_numbers(statement) and not several:

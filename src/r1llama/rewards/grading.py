@@ -101,7 +101,7 @@ _LABEL = re.compile(
 )
 _DECIMAL_COMMA = re.compile(r"(?<![\d.,])(\d+),(\d{1,2}|\d{4,})(?![\d.,]*\d)")
 _YES_NO = frozenset("no ja si sí да oui non sim yes не".split())  # noqa: SIM905
-_LABELLED = re.compile(r"\(([A-J])\)[\s~]*\S(?!.*(?<![\w(])\(?[A-J]\)?(?!\w))")
+_LABELLED = re.compile(r"\(?([A-J])\)[\s~]*\S(?!.*(?<![\w(])\(?[A-J]\)?(?!\w))")
 
 
 def plain_text(text: str) -> str:

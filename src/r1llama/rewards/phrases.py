@@ -7,20 +7,21 @@ _NOUNS = """answer ans result solution option choice antwort endergebnis ergebni
 _SELF_STATING = "cevap cevabı yanıt yanıtı sonuç ответ ответом результат".split()  # noqa: SIM905 (no copula needed)
 # What may stand before the noun: with any other word ("wrong answer", "Tom's answer") it is not this answer.
 PLAIN_QUALITIES = frozenset(
-    """the final our my correct right required requested desired exact numerical numeric simplified overall only best
-    complete full so thus therefore hence then and is your expected_ single
-    die das der dem richtige richtiges korrekte korrektes endgültige endgültiges gesuchte gesuchtes finale meine unsere
-    also somit la le l el mi nuestra nuestro bonne ma notre il lo mia nostra a o minha nossa quindi donc portanto logo
-    doğru kesin nihai son sorunun problemin olarak правильный верный окончательный итоговый наш мой правильным верным
-    total""".split()  # noqa: SIM905
+    """the final our my correct right required requested desired exact numerical numeric simplified overall only
+    best complete full so thus therefore hence then and is your expected_ single die das der dem richtige
+    richtiges korrekte korrektes endgültige endgültiges gesuchte gesuchtes finale meine unsere also somit la le
+    l el mi nuestra nuestro bonne ma notre il lo mia nostra a o minha nossa quindi donc portanto logo doğru
+    kesin nihai son sorunun problemin olarak halde als правильный верный окончательный итоговый наш мой
+    правильным верным total""".split()  # noqa: SIM905
 )
 _QUALITIES_AFTER = """final finale finales correcta correcto correcte corretta corretto correta correto exacta exacte
     juste giusta giusto esatta exata certa buscada buscado""".split()  # noqa: SIM905
 _FILLERS = """then thus therefore hence simply just clearly actually exactly indeed now also definitely certainly
     donc ainsi bien somit daher folglich entonces luego quindi dunque então portanto""".split()  # noqa: SIM905
-_OF = """to of for auf zu zur von à de du a al del della alla di da do sur""".split()  # noqa: SIM905
+_OF = """to of for auf zu zur der des von à de du a al del della alla di da do sur""".split()  # noqa: SIM905
 _WHOLE = """problem question exercise puzzle equation task équation système frage
-    aufgabe gleichung problème exercice pregunta problema
+    aufgabe gleichung part
+    problème exercice pregunta problema
     ejercicio ecuación domanda esercizio pergunta questão exercício""".split()  # noqa: SIM905
 _COPULAS = r"""is|was|equals|=|will\s+be|would\s+be|should\s+be|must\s+be|has\s+to\s+be|comes\s+(?:out\s+)?to|are
     |ist|lautet|beträgt|est|es|è|é|sería|serait|sarebbe|seria|wäre"""
@@ -30,10 +31,10 @@ _filler = rf"(?:\s+(?:{'|'.join(_FILLERS)})\b)*"
 PHRASE = re.compile(
     rf"""
     (?<!\w)(?:(?P<quality>[^\W\d_]+)[ \t]+|l['’])?(?:{"|".join(_NOUNS)})\b\.?(?:\s+(?:{"|".join(_QUALITIES_AFTER)})\b)?
-        (?:\s+(?:{"|".join(_OF)})\b(?:\s+(?!{_COPULAS})\w+){{0,3}}?\s*(?:l['’])?(?:{"|".join(_WHOLE)})\b)?
+        (?:\s+(?:{"|".join(_OF)})\b(?:\s+(?!{_COPULAS})\w+){{0,3}}?\s*(?:l['’])?(?:{"|".join(_WHOLE)})\b(?:\s+\(?\w\)?(?=\s))?)?
         {_filler}
         [*_]{{0,3}}\s*
-        (?:(?:{_COPULAS})(?!\w){_filler}\s*(?:equal\s+to\b)?\s*:?|[:：→]|=(?!=)|(?=[*_]*\s*\n))
+        (?:(?:{_COPULAS})(?!\w){_filler}\s*(?:equal\s+to\b)?\s*:?|[:：→]|\s[—–]\s|=(?!=)|(?=[*_]*\s*\n))
     |\b(?:choose|pick|select)\s+(?:option|choice|answer)\s+(?=\(?[A-J]\)?\.?\s*$)
     |\b(?:ist|lautet|beträgt)\s+(?:(?:also|somit|daher|demnach)\s+)?(?:die|das)\s+(?:(?:richtige|gesuchte|endgültige)\s+)?
         (?:antwort|endergebnis|ergebnis|lösung)(?=\s+[-$\\(*\d])

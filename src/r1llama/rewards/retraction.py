@@ -14,8 +14,8 @@ REACH = 1500  # characters after an answer in which it may be taken back
 _VALUE_NEXT = re.compile(r"[\s$*(\\\[{]*-?[\s$*(\\\[{]*(?:\d|frac|sqrt|boxed)")
 _STRUCK_MARK = re.compile(r"[\s$*()\"'`.,!;:\\\[\]\-–—]{0,12}[✗✘❌✖🚫❎👎]")
 _RESTATED = re.compile(
-    r"(?:\b(?:or|oder|ou|o|veya|или)\s+(?:\w+\s+){0,2}|\b(?:it|that|this)(?:['’]s|\s+is)\s+|(?:->|→|⇒)\s*)"
-    r"\$?(-?\d[\d.,/]*%?)(?![\w^*+]|\s*[*+/=×·-])",
+    r"(?:\b(?:or|oder|ou|o|veya|или)\s+(?:\w+\s+){0,2}|\b(?:it|that|this)(?:['’]s|\s+is)\s+(?:(?:actually|really|in\s+fact)\s+)?|(?:->|→|⇒)\s*)"
+    r"\$?(-?\d[\d.,/]*%?)(?![\d.,/]*\d)(?=[.,;!)]|$|\n|\s+(?:and|but|not)\b)",
     re.IGNORECASE,
 )
 _NEW_SENTENCE = re.compile(r"[*_$)]*\s+[A-ZÀ-ÞА-ЯİÇŞÖÜ¿¡]")
@@ -105,11 +105,16 @@ def _taken_back(text: str) -> str:
         words = tokens(sentence)
         reason = _denied(words, sentence)
         first = next((w for w in words if w.cues != MARK), None)
+        digit = re.search(r"\d", sentence)
+        short = digit and len(words) <= 8
         if first is not None and not reason:
-            digit = re.search(r"\d", sentence)
-            if first.cues & cue.INTERJECTION and (_stands_alone(words, first) or (digit and len(words) <= 8)):
+            if first.cues & cue.INTERJECTION and (_stands_alone(words, first) or short):
                 reason = "negated"
-            elif (first.cues & (cue.OR | cue.HEDGE) and digit) or first.cues & cue.CONCESSION:
+            elif (
+                (first.cues & cue.OR and digit)
+                or (first.cues & cue.HEDGE and short)
+                or (first.cues & cue.CONCESSION and "=" not in sentence)
+            ):
                 reason = "hedged"
             elif len(words) <= 4 and any(w.cues & cue.HEDGE for w in words):
                 reason = "hedged"  # "Just a guess."
@@ -122,9 +127,19 @@ def _taken_back(text: str) -> str:
                 reason = "negated"
             elif word.cues & cue.GIVE_UP or (word.cues & cue.FIRST_PERSON and not _is_benign(words, at)):
                 reason = "hedged"
-            elif word.cues & cue.REVISION and re.search(r"\d", sentence[word.end :]):
+            elif (
+                word.cues & cue.REVISION
+                and short
+                and any(w.cues & (cue.PRONOUN | cue.NOUN | cue.INTERJECTION) for w in words[:at])
+            ):
                 reason = "negated"
-            elif word.cues & cue.HEDGE and re.match(r"[^\d.]{0,20}\d", sentence[word.end :]):
+            elif word.cues & cue.EXAMPLE and words[0].cues & cue.PRONOUN:
+                reason = "hedged"  # "This is a placeholder."
+            elif (
+                word.cues & cue.HEDGE
+                and words[0].cues & cue.PRONOUN
+                and re.match(r"[^\d.]{0,20}\d", sentence[word.end :])
+            ):
                 reason = "hedged"
         if reason:
             return reason
