@@ -13,7 +13,7 @@ import time
 
 import torch
 
-SECTIONS = ("latent", "linear", "grpo", "multi_token")
+SECTIONS = ("latent", "linear", "experts", "grpo", "multi_token")
 
 
 def main():
