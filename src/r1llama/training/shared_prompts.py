@@ -17,7 +17,8 @@ log = logging.getLogger("r1llama")
 class SharedPromptGRPOTrainer(GRPOTrainer):
     """TRL's `GRPOTrainer`, where the completions of a group share their prompt: `generate` prefills it once and
     branches the cache; the log-probabilities of policy, old policy and reference run over it once for each
-    micro-batch, whose completions therefore come from as few groups as possible.
+    micro-batch, whose completions therefore come from as few groups as possible. vLLM's rollouts share prompts
+    without this; the rest is the same.
 
     Samples, losses and gradients are those of TRL's trainer up to the order of summation, with one exception: dropout,
     where it is on, draws one mask for a prompt and not one for each completion. What cannot share prompts runs as in
