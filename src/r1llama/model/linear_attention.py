@@ -22,6 +22,7 @@ from transformers.models.deepseek_v2.modeling_deepseek_v2 import yarn_apply_msca
 from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
 
 from .linear_functions import linear_sums, normalise, window_sums
+from .shared_prompts import PromptLayer
 
 PIECE = 512  # tokens at a time: what is worked on stays in a CPU's cache
 
@@ -97,7 +98,9 @@ class R1LlamaLinearAttention(LlamaAttention):
             output, memory = self.attend(query, key, value, position_embeddings, attention_mask, segment_ids, memory)
         if cache is not None:
             cache.update_recurrent_state(memory[0], num_tokens=query.shape[2])
-            if self.window is not None:
+            if self.window is not None and isinstance(cache, PromptLayer):
+                cache.update_conv_state(memory[1])
+            elif self.window is not None:
                 if not cache.is_conv_states_initialized[0]:
                     cache.lazy_initialization(conv_states=memory[1])
                 cache.conv_states[0].copy_(memory[1])
