@@ -9,7 +9,6 @@ import pytest
 
 import r1llama.rewards
 from r1llama.rewards import (
-    AsyncCodeReward,
     accuracy_reward,
     extract_answer,
     format_reward,
@@ -75,13 +74,6 @@ spec.loader.exec_module(module)
 sys.exit(any(m in sys.modules for m in ("torch", "transformers", "trl", "sympy", "math_verify", "numpy", "r1llama")))
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_trl_sees_names_and_which_rewards_wait():
-    utils = pytest.importorskip("trl.trainer.utils")
-    assert utils.get_callable_name(accuracy_reward) == "accuracy_reward"
-    assert not utils.is_async_callable(accuracy_reward)
-    assert utils.is_async_callable(AsyncCodeReward(unsafe=True))
 
 
 def test_a_mapping_of_a_known_class_is_named_by_its_parameters():

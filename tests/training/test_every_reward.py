@@ -7,8 +7,9 @@ import pytest
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForSequenceClassification
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import get_callable_name, is_async_callable
 
-from r1llama.rewards import get_reward, sandbox
+from r1llama.rewards import AsyncCodeReward, accuracy_reward, get_reward, sandbox
 from r1llama.rewards.catalogue import CATALOGUE
 from r1llama.rewards.combinators import name_of
 
@@ -71,3 +72,9 @@ def test_every_reward_runs_in_a_step(chat, rewards, model_dir, tmp_path):
     assert unjudged <= {"multiple_choice_reward", "language_consistency_reward", "banded_accuracy_reward"}
     assert math.isfinite(logged["reward"])
     assert math.isfinite(logged["loss"])
+
+
+def test_trl_sees_names_and_which_rewards_wait():
+    assert get_callable_name(accuracy_reward) == "accuracy_reward"
+    assert not is_async_callable(accuracy_reward)
+    assert is_async_callable(AsyncCodeReward(unsafe=True))

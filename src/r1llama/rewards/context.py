@@ -15,7 +15,7 @@ _DRESS = " \t\n$*_`\"'“”«»„「」()[]{}:：>#\\"
 _REFLEXIVE = ("si", "se")  # "if", but also pronouns: they suppose only what a comma ends
 _ENGLISH = re.compile(r"\b(?:answer|ans|result|solution|option|choice)\b", re.IGNORECASE)
 _SLIPS = ("forget", "forgot", "ignore", "omit", "skip", "overlook", "neglect", "misread")
-_DOUBTFUL_IF = cue.RIGHT | cue.FIRST_PERSON | cue.WRONG  # "if I am right", "if this is wrong"
+_DOUBTFUL_IF = cue.RIGHT | cue.FIRST_PERSON | cue.WRONG | cue.HEDGE  # "if I am right", "if this is wrong"
 
 
 def sentence_before(section: str, start: int) -> str:

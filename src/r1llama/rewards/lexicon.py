@@ -35,7 +35,8 @@ _SPACED = {
         fausses erreur* erroné* inexact* incorrecte* trompé* trompe incorrect* equivoqu* equivoc* erróne* falso
         falsa error* falsi sbagliat* sbaglio errore errori errat* scorrett* errad* erro erros engan* incorret*
         yanlış* hata hatalı hatası hatalıdır неверн* неправильн* ошиб* ошибк* ложн* ложь неправда""",
-    HEDGE: """universe naively at_first first_glance first_sight originally initially superficially
+    HEDGE: """leaning memory_serves şüphe* сомнева* zweifel* bezweifel* dudo duda doute doutes dubito dubbio
+        duvido dúvida universe naively at_first first_glance first_sight originally initially superficially
         previous_problem previous_question previous_exercise misconception auf_den_ersten à_première a_primera
         a_prima à_primeira ilk_bakışta на_первый maybe perhaps possibly probably presumably supposedly
         apparently allegedly might may could guess guessing guesses unsure uncertain unclear suspect seems seem
@@ -111,14 +112,14 @@ _SPACED = {
         solución risposta risultato soluzione resposta solução cevap* yanıt* sonuç* ответ* результат* решени*""",
     PRONOUN: """that this it that's it's this's das dies es diese dieses dieser ce c'est cela ça celui cette eso
         esto ello ese esa este esta questo questa ciò quello isso isto esse essa bu o şu это эта этот""",
-    RETRACT: """исправлен* scratch_that take_it_back take_that_back take_back retract* withdraw* ignore
-        disregard kidding joking never_mind april_fools on_second_thought made_a_mistake disagree* misspoke
-        i_meant start_over redo recompute recalculate rechne_neu neu_rechnen zurückziehe* widerrufe nehme_zurück
-        vergiss vergesst quatsch je_retire oubliez oublie je_plaisante recalculons recommençons me_retracto
-        olvida olvídalo ignora es_broma ritiro dimentica ignorate scherzo ricalcolo retiro esqueça esquece
-        brincadeira recalcular vazgeçtim unutun şaka geri_alıyorum yeniden_hesapla* забудь* забудьте шучу
-        пересчита* беру_назад erratum errata corrigendum corrección correzione correção korrektur düzeltme
-        поправка correction edit oops whoops""",
+    RETRACT: """correct_that correct_this correct_myself should_have исправлен* scratch_that take_it_back
+        take_that_back take_back retract* withdraw* ignore disregard kidding joking never_mind april_fools
+        on_second_thought made_a_mistake disagree* misspoke i_meant start_over redo recompute recalculate
+        rechne_neu neu_rechnen zurückziehe* widerrufe nehme_zurück vergiss vergesst quatsch je_retire oubliez
+        oublie je_plaisante recalculons recommençons me_retracto olvida olvídalo ignora es_broma ritiro
+        dimentica ignorate scherzo ricalcolo retiro esqueça esquece brincadeira recalcular vazgeçtim unutun şaka
+        geri_alıyorum yeniden_hesapla* забудь* забудьте шучу пересчита* беру_назад erratum errata corrigendum
+        corrección correzione correção korrektur düzeltme поправка correction edit oops whoops""",
     INTERJECTION: """apologies apologise apologize hold_on actually en_fait en_realidad in_realtà na_verdade
         tatsächlich aslında вообще-то no nope wait hmm oops whoops sorry not nein halt moment stopp ups hoppla
         non attends attendez oups pardon désolé espera espere perdón ay aspetta ops scusa scusate não opa
@@ -160,14 +161,14 @@ _UNSPACED = {
     OTHER: """其他 其它 別の 他の 다른 अन्य أخرى آخر""",
     CONCESSION: """但 不过 不過 然而 可是 只是 が、 しかし ただし けど けれど 지만 하지만 그러나 लेकिन मगर لكن
         غير_أن مع_أن""",
-    NEGATION: """ليست لست 不(?!同|变|變|妨|过|過|难|難|断|斷|仅|僅|但|足|等式) 并非 並非 没有 沒有 未(?!知)
-        非(?!常|负|負|零) ではな ではありませ では無 じゃな じゃありませ ません(?!か) わけではな ない(?!で) なく
-        아니 아닙 않 없 못 नहीं ليس لا(?=\\s|$) لم لن غير مستحيل""",
-    WRONG: """错 錯 不对 不對 有误 有誤 不正确 不正確 間違 誤り まちが 틀리 틀렸 오답 잘못 오류 गलत ग़लत خطأ
-        خاطئ خاطئة خطا غلط أخطأ غيرصحيح""",
-    HEDGE: """हो_सकता 수도_있 可能 也许 也許 大概 或许 或許 说不定 說不定 应该不 估计 猜 恐怕 たぶん 多分
-        おそらく 恐らく かもしれ でしょう だろう と思 아마 지도_모 지도모 일지도 것_같 것같 शायद संभवतः ربما لعل
-        قد_يكون أظن أعتقد يحتمل محتمل""",
+    NEGATION: """아닐 아닌 아님 ليست لست 不(?!同|变|變|妨|过|過|难|難|断|斷|仅|僅|但|足|等式) 并非 並非 没有
+        沒有 未(?!知) 非(?!常|负|負|零) ではな ではありませ では無 じゃな じゃありませ ません(?!か) わけではな
+        ない(?!で) なく 아니 아닙 않 없 못 नहीं ليس لا(?=\\s|$) لم لن غير مستحيل""",
+    WRONG: """실수 错 錯 不对 不對 有误 有誤 不正确 不正確 間違 誤り まちが 틀리 틀렸 오답 잘못 오류 गलत ग़लत
+        خطأ خاطئ خاطئة خطا غلط أخطأ غيرصحيح""",
+    HEDGE: """怀疑 懷疑 疑わし أشك شك संदेह हो_सकता 수도_있 可能 也许 也許 大概 或许 或許 说不定 說不定 应该不
+        估计 猜 恐怕 たぶん 多分 おそらく 恐らく かもしれ でしょう だろう と思 아마 지도_모 지도모 일지도 것_같
+        것같 शायद संभवतः ربما لعل قد_يكون أظن أعتقد يحتمل محتمل""",
     CONDITION: """假如 假设 假設 要是 除非 仮に बशर्ते لو(?=\\s) بشرط إلا_إذا""",
     IF: """如果 若(?!干) もし 만약 만일 यदि अगर إذا اذا""",
     OTHERWISE: """否则 否則 不然 そうでなければ さもなければ 아니면 그렇지_않으면 अन्यथा وإلا""",

@@ -14,7 +14,8 @@ REACH = 1500  # characters after an answer in which it may be taken back
 _VALUE_NEXT = re.compile(r"[\s$*(\\\[{]*-?[\s$*(\\\[{]*(?:\d|frac|sqrt|boxed)")
 _STRUCK_MARK = re.compile(r"[\s$*()\"'`.,!;:\\\[\]\-–—]{0,12}[✗✘❌✖🚫❎👎]")
 _RESTATED = re.compile(
-    r"(?:\b(?:or|oder|ou|o|veya|или)\s+(?:\w+\s+){0,2}|\b(?:it|that|this)(?:['’]s|\s+is)\s+(?:(?:actually|really|in\s+fact)\s+)?|(?:->|→|⇒)\s*)"
+    r"(?:\b(?:or|oder|ou|o|veya|или)\s+(?:\w+\s+){0,2}|\b(?:it|that|this)(?:['’]s|\s+is)\s+(?:(?:actually|really|in\s+fact)\s+)?|(?:->|→|⇒)\s*"
+    r"|\b(?:right|correct|true|actual|real|proper)\s+\w+\s+(?:is|was|should\s+be)\s+)"
     r"\$?(-?\d[\d.,/]*%?)(?![\d.,/]*\d)(?=[.,;!)]|$|\n|\s+(?:and|but|not)\b)",
     re.IGNORECASE,
 )
