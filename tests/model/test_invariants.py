@@ -14,6 +14,7 @@ TOLERANCE = {
     torch.float32: {"atol": 2e-5, "rtol": 1e-4},
     torch.bfloat16: {"atol": 0.12, "rtol": 0.1},  # logits of size 2, and another order of summation
 }
+AUXILIARY = {"aux_loss_alpha": 0.05, "router_z_loss_coef": 0.01}  # attached in training, if there are experts
 
 
 def close(actual, expected, dtype):
@@ -155,7 +156,7 @@ def gradients(model, ids, labels, **kwargs):
 
 
 def test_gradient_checkpointing_changes_nothing(switches):
-    model = tiny_model(**switches).train()
+    model = tiny_model(**switches | AUXILIARY).train()
     ids = tokens(2, 18)
     expected = gradients(model, ids, ids)
     for reentrant in (False, True):
@@ -193,7 +194,7 @@ def test_accumulation_equals_the_big_batch(switches):
 
 def test_random_tokens_never_score_below_ln_vocab(switches):
     """A model that sees its labels, by a leak or by an unshifted loss, learns to copy random tokens."""
-    model = tiny_model(**switches).train()
+    model = tiny_model(**switches | AUXILIARY).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(40):
         ids = tokens(16, 24, seed=step)
