@@ -27,8 +27,10 @@ def sentence_before(section: str, start: int) -> str:
         return sentence
     above = section[max(0, start - 400) : start].rstrip(_DRESS[:-1].replace(":", "").replace("：", "") + "\\")
     above = above.rpartition("\n")[2]
+    if above.endswith((".", "!", "?", "。")):
+        return ""
     leads = above.endswith((":", "：")) or any(word.cues & cue.EXAMPLE for word in tokens(above))
-    return above if leads and not above.endswith((".", "!", "?", "。")) else ""
+    return above if leads else ""
 
 
 def doubt_before(text: str, announcement: str = "") -> str:

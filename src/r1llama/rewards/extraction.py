@@ -39,6 +39,7 @@ class Answer:
 
 
 _N = r"-?\$?\d{1,15}(?:,\d{3}){0,5}(?:\.\d{1,15})?"
+_BARE = re.compile(_N)
 _LEAD = r"(?:(?:(?:So|Thus|Therefore|Hence),?[ ])?[Tt]he[ ](?:final[ ])?answer[ ]is:?[ ])"
 # The sections that most completions have, so plain that nothing in them could take the answer back.
 _PLAIN_SECTION = re.compile(
@@ -217,6 +218,8 @@ def _doubt(value: str, several: bool) -> str:
     """Return why a value or statement commits to nothing, or ""."""
     if value.endswith(("?", "？", "؟")):
         return "hedged"
+    if _BARE.fullmatch(value):
+        return ""
     words = tokens(value[-40:])
     if not several and (SEVERAL.search(value) or (words and words[-1].cues & OR)):  # "(D) or" | "(E)"
         return "hedged"

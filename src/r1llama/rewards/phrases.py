@@ -132,16 +132,13 @@ _CONTRASTS = (
     (r"(?<=\s){x}\s+नहीं,?\s+बल्कि\s+", ""),
 )
 _CONTRAST = [(re.compile(pattern.replace("{x}", _SHORT), re.IGNORECASE), kept) for pattern, kept in _CONTRASTS]
-_CONTRASTING = re.compile(
-    r"\b(?:but|rather|not|instead|nicht|non|y\s+no|não|sondern|mais|sino|ma|bensì|mas|sim|değil|а)\b"
-    r"|而是|なく|아니라|بل|बल्कि",
-    re.IGNORECASE,
-)
+_CONTRASTING = ("but", "not", "rather", "instead", "nicht", "non ", "y no", "não", "mais", "sino", "ma ", "bensì",
+                "mas", "değil", "а", "而是", "なく", "아니라", "بل", "बल्कि")  # fmt: skip
 
 
 def assert_contrast(text: str) -> str:
     """Rewrite "not 41 but 42" as "42", in every language."""
-    if _CONTRASTING.search(text):
+    if any(word in text for word in _CONTRASTING):
         for pattern, kept in _CONTRAST:
             text = pattern.sub(kept, text)
     return text
