@@ -22,7 +22,6 @@ from transformers.models.deepseek_v2.modeling_deepseek_v2 import yarn_apply_msca
 from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
 
 from .linear_functions import linear_sums, normalise, window_sums
-from .shared_prompts import PromptLayer
 
 PIECE = 512  # tokens at a time: what is worked on stays in a CPU's cache
 
@@ -93,17 +92,13 @@ class R1LlamaLinearAttention(LlamaAttention):
         if cache is not None and cache.has_previous_state[0]:
             memory = [cache.recurrent_states[0]]
             if self.window is not None:
-                memory.append(cache.conv_states[0])
+                memory += cache.conv_states[0].split([self.head_dim, self.head_dim, self.head_dim + 1], dim=-1)
         with torch.autocast(hidden_states.device.type, enabled=False):
             output, memory = self.attend(query, key, value, position_embeddings, attention_mask, segment_ids, memory)
         if cache is not None:
             cache.update_recurrent_state(memory[0], num_tokens=query.shape[2])
-            if self.window is not None and isinstance(cache, PromptLayer):
-                cache.update_conv_state(memory[1])
-            elif self.window is not None:
-                if not cache.is_conv_states_initialized[0]:
-                    cache.lazy_initialization(conv_states=memory[1])
-                cache.conv_states[0].copy_(memory[1])
+            if self.window is not None:
+                cache.update_conv_state(torch.cat(memory[1:], dim=-1))
             cache.has_previous_state[0] = True  # transformers sets it for convolutions alone
 
         output = output.transpose(1, 2).flatten(2).to(hidden_states.dtype)
@@ -111,7 +106,8 @@ class R1LlamaLinearAttention(LlamaAttention):
 
     def attend(self, query, key, value, position_embeddings=None, attention_mask=None, segment_ids=None, memory=None):
         """From queries `(B, H, S, D)`, keys and values `(B, K, S, D)` to the output `(B, H, S, D)`, in fp32, and the
-        memory: the state `(B, K, features, D + 1)` and, with a window, its tokens `(B, K, W, 3 D + 1)`."""
+        memory: the state `(B, K, features, D + 1)` and, with a window, its keys, rotated keys and values with their
+        column of ones, each `(B, K, W, ...)`."""
         size = PIECE if query.device.type == "cpu" else query.shape[2]
         step = self.attend_linear if self.window is None else self.attend_hybrid
         operands = [x.split(size, dim=2) for x in (query, key, value)]
@@ -158,21 +154,22 @@ class R1LlamaLinearAttention(LlamaAttention):
         """Softmax over the window, linear attention over the tokens that have left it: see `naive_hybrid_attention`.
 
         A key leaves the window W tokens after it came: keys and values moved on by W tokens are the operands of the
-        linear part. The window holds `[key rotated_key value 1]`: phi is given queries and keys without positions,
-        because phi of rotated ones would depend on where in the batch a text stands, and not on distances alone.
+        linear part. Both keys and rotated keys are kept: phi is given queries and keys without positions, because phi
+        of rotated ones would depend on where in the batch a text stands, and not on distances alone.
         """
-        W, S, D = self.window, query.shape[2], self.head_dim
+        W, S = self.window, query.shape[2]
         q_rot, k_rot = apply_rotary_pos_emb(query, key, *rotary)
-        new = torch.cat([key, k_rot, value], dim=-1)
-        state, window = memory or (None, new.new_zeros(*new.shape[:2], W, new.shape[3]))
-        both = torch.cat([window, new], dim=2)
-        k, k_rot, v = both.float().split([D, D, D + 1], dim=-1)
-        k_left, v_left, kept, window_ids = k[:, :, :S], v[:, :, :S], both[:, :, -W:], None
+        new = key, k_rot, value
+        state, *window = memory or (None, *(x.new_zeros(*x.shape[:2], W, x.shape[3]) for x in new))
+        both = [torch.cat(pair, dim=2) for pair in zip(window, new, strict=True)]
+        kept = [x[:, :, -W:] for x in both]
+        k, k_rot, v = (x.float() for x in both)
+        v_left, window_ids = v[:, :, :S], None
         if segment_ids is not None:
             window_ids = torch.cat([segment_ids[:, :1].expand(-1, W), segment_ids], dim=1)
             v_left = v_left * (window_ids[:, :S] == segment_ids)[:, None, :, None]
-            kept = kept * (window_ids[:, -W:] == segment_ids[:, -1:])[:, None, :, None]
-        q_features, k_features = self.q_feature_map(query.float()), self.k_feature_map(k_left)
+            kept[2] = kept[2] * (window_ids[:, -W:] == segment_ids[:, -1:])[:, None, :, None]
+        q_features, k_features = self.q_feature_map(query.float()), self.k_feature_map(k[:, :, :S])
         far, state = linear_sums(q_features, k_features, v_left, state, log_decay, segment_ids)
         near = window_sums(q_rot.float(), k_rot, v, self.scaling, window_ids)
-        return normalise(far + near * self.log_window_weight.float().exp()[:, None, None]), [state, kept]
+        return normalise(far + near * self.log_window_weight.float().exp()[:, None, None]), [state, *kept]
