@@ -66,7 +66,7 @@ SWITCHES = {
     for m in MLP
     for r in ROPE
     if not (a == "linear" and r == "yarn")  # no positions, no YaRN
-    and not (a == "linear-window" and (m, r) != ("experts", "yarn"))
+    and not (a == "linear-window" and (m, r) != ("dense", "yarn"))
 }
 
 
