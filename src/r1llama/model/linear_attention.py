@@ -98,7 +98,7 @@ class R1LlamaLinearAttention(LlamaAttention):
         if cache is not None:
             cache.update_recurrent_state(memory[0], num_tokens=query.shape[2])
             if self.window is not None:
-                cache.update_conv_state(torch.cat(memory[1:], dim=-1))
+                cache.update_conv_state(torch.cat(memory[1:], dim=-1))  # replaces all: the last dimension is full
             cache.has_previous_state[0] = True  # transformers sets it for convolutions alone
 
         output = output.transpose(1, 2).flatten(2).to(hidden_states.dtype)
