@@ -22,6 +22,7 @@ lint: .venv/installed-dev
 benchmarks: .venv/installed-dev  ## the tables of benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.correctness
 	$(BIN)/python -m benchmarks.balancing
+	$(BIN)/python -m benchmarks.architecture
 
 .venv/created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "r1llama needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
