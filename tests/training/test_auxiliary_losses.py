@@ -2,9 +2,11 @@
 
 import shutil
 
-from transformers import AutoConfig
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
 
 from r1llama.training import sft
+from r1llama.training.callbacks import AuxiliaryLosses
 
 from .conftest import argv, assert_same_weights, json_lines
 
@@ -22,3 +24,12 @@ def test_accumulation_equals_the_big_batch(sft_recipe, expert_dir, tmp_path):
     big, accumulated = (json_lines(tmp_path / name / "metrics.jsonl")[0] for name in ("big", "accumulated"))
     assert abs(big["loss/balance"] - accumulated["loss/balance"]) < 1e-4
     assert abs(big["loss"] - accumulated["loss"]) < 1e-4
+
+
+def test_fp16_is_refused(expert_dir, tmp_path):
+    """Its loss scaling would not reach them."""
+    config = AutoConfig.from_pretrained(expert_dir, router_z_loss_coef=0.01)
+    arguments = TrainingArguments(output_dir=str(tmp_path))
+    arguments.fp16 = True
+    with pytest.raises(ValueError, match="Use bf16"):
+        AuxiliaryLosses().on_train_begin(arguments, None, None, model=AutoModelForCausalLM.from_config(config))

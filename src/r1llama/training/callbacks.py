@@ -255,7 +255,14 @@ class AuxiliaryLosses(_JoinsLogs):
     """
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        _backbone(model).auxiliary_scale = 1 / args.gradient_accumulation_steps
+        backbone = _backbone(model)
+        config = backbone.config
+        if args.fp16 and (config.aux_loss_alpha or config.router_z_loss_coef or config.num_mtp_layers):
+            raise ValueError(
+                "fp16 scales the language loss up, and not the losses attached beside it (aux_loss_alpha, "
+                "router_z_loss_coef, num_mtp_layers): they would vanish. Use bf16"
+            )
+        backbone.auxiliary_scale = 1 / args.gradient_accumulation_steps
 
     def on_substep_end(self, args, state, control, model=None, **kwargs):
         if losses := _backbone(model).auxiliary_losses:
