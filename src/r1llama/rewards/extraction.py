@@ -63,6 +63,7 @@ _CLOSING = re.compile(
     re.IGNORECASE,
 )
 _SHOWN = re.compile(r"\n\s*\n\*\*[^*\n]+\*\*\.?$")
+_NAMED = re.compile(r"(?:the|its|this)\b[^,;:$\\\d]*\s(?:is|are|equals)\s+(\$[^$]+\$|\d+\s?:\s?\d+)", re.IGNORECASE)
 _LAST_WORD = re.compile(r"(?<=\d) ?\w* [^\W\d_]+\s*$|(?<=\d) [^\W\d_]+\s*$")
 _BLANK_RUN = re.compile(r"\s+")
 
@@ -310,6 +311,9 @@ def _unmarked(section: str, several: bool) -> Answer:
         if concluding or (len(sentences) == 1 and (alone or _CLOSING.fullmatch(statement))) or equation:
             return Answer(statement, "statement", "found")
         return Answer(None, None, "no_answer")
+    named = _NAMED.fullmatch(statement) if len(sentences) == 1 else None
+    if named:
+        return Answer(named[1], "statement", "found")
     if several_numbers(statement) and not several:
         return Answer(None, None, "ambiguous")
     if alone and len(sentences) == 1 and len(statement) <= 60:

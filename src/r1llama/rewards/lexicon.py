@@ -20,35 +20,36 @@ REVISION, NOUN, JOIN, COPULA, OTHER, FIRST_PERSON, IF, COUNTERFACTUAL, CONCESSIO
 THAT, ASSERTION = 1 << 31, 1 << 32
 
 _SPACED = {
-    NEGATION: """exclude excludes excluded eliminate discard dismiss not no never cannot neither nor none nobody
-        nothing no_one doubt doubts doubtful deny denies hardly anything_but nowhere_near far_from other_than
-        except excluding instead_of rather_than rule_out ruled_out rules_out reject* refuse* unlike unlikely
-        impossible used_to_be no_longer opposite_of mistaken_for disagree* without n't don't doesn't didn't
-        isn't aren't wasn't weren't won't can't couldn't wouldn't shouldn't hasn't haven't ain't nicht nie
-        niemals kein keine keinen keinem keiner keines weder keinesfalls keineswegs außer unmöglich pas jamais
-        aucun aucune ni ne nullement sauf nunca jamás tampoco imposible excepto salvo non né nessun nessuna
-        nessuno tranne impossibile não nem nenhum nenhuma exceto impossível değil* hayır hiçbir asla hatasız
-        ohne sans senza sem без hariç olamaz imkansız imkânsız не нет ни никогда нельзя кроме невозможно никак""",
+    NEGATION: """nadie ninguém personne niemand keiner никто nessuno exclude excludes excluded eliminate discard
+        dismiss not no never cannot neither nor none nobody nothing no_one doubt doubts doubtful deny denies
+        hardly anything_but nowhere_near far_from other_than except excluding instead_of rather_than rule_out
+        ruled_out rules_out reject* refuse* unlike unlikely impossible used_to_be no_longer opposite_of
+        mistaken_for disagree* without n't don't doesn't didn't isn't aren't wasn't weren't won't can't couldn't
+        wouldn't shouldn't hasn't haven't ain't nicht nie niemals kein keine keinen keinem keines weder
+        keinesfalls keineswegs außer unmöglich pas jamais aucun aucune ni ne nullement sauf nunca jamás tampoco
+        imposible excepto salvo non né nessun nessuna tranne impossibile não nem nenhum nenhuma exceto
+        impossível değil* hayır hiçbir asla hatasız ohne sans senza sem без hariç olamaz imkansız imkânsız не
+        нет ни никогда нельзя кроме невозможно никак""",
     WRONG: """is_off off_by fails fail failed wrong wrongly incorrect incorrectly false falsely untrue mistake
         mistakes mistaken error errors erroneous* invalid bogus fake nonsense a_lie miscalculat* miscount*
         misread* flawed falsch* fehler* irrtum irrtümlich* verkehrt unrichtig* verrechnet vertan faux fausse
         fausses erreur* erroné* inexact* incorrecte* trompé* trompe incorrect* equivoqu* equivoc* erróne* falso
         falsa error* falsi sbagliat* sbaglio errore errori errat* scorrett* errad* erro erros engan* incorret*
         yanlış* hata hatalı hatası hatalıdır неверн* неправильн* ошиб* ошибк* ложн* ложь неправда""",
-    HEDGE: """leaning memory_serves şüphe* сомнева* zweifel* bezweifel* dudo duda doute doutes dubito dubbio
-        duvido dúvida universe naively at_first first_glance first_sight originally initially superficially
-        previous_problem previous_question previous_exercise misconception auf_den_ersten à_première a_primera
-        a_prima à_primeira ilk_bakışta на_первый maybe perhaps possibly probably presumably supposedly
-        apparently allegedly might may could guess guessing guesses unsure uncertain unclear suspect seems seem
-        not_sure no_idea no_clue not_certain not_confident i_suppose i_reckon somewhere something_like
-        give_or_take plus_or_minus or_so or_thereabouts more_or_less ballpark likely doubtful hopefully
-        tentative tentatively percent_sure vielleicht wahrscheinlich möglicherweise vermutlich eventuell
-        womöglich könnte könnten dürfte schätze unsicher glaube ungefähr_oder peut-être probablement
-        possiblement sans_doute pourrait environ_ou devine soit_disant il_se_peut quizá quizás acaso tal_vez
-        probablemente posiblemente a_lo_mejor podría puede_ser puede_que adivino forse magari probabilmente
-        possibilmente potrebbe può_darsi tirare_a_indovinare talvez provavelmente possivelmente poderia pode_ser
-        acho_que belki galiba muhtemelen olabilir sanırım herhalde tahmin* может_быть наверное наверно возможно
-        вероятно пожалуй кажется думаю похоже предположительно могло""",
+    HEDGE: """rough_estimate rough_guess leaning memory_serves şüphe* сомнева* zweifel* bezweifel* dudo duda
+        doute doutes dubito dubbio duvido dúvida universe naively at_first first_glance first_sight originally
+        initially superficially previous_problem previous_question previous_exercise misconception
+        auf_den_ersten à_première a_primera a_prima à_primeira ilk_bakışta на_первый maybe perhaps possibly
+        probably presumably supposedly apparently allegedly might may could guess guessing guesses unsure
+        uncertain unclear suspect seems seem not_sure no_idea no_clue not_certain not_confident i_suppose
+        i_reckon somewhere something_like give_or_take plus_or_minus or_so or_thereabouts more_or_less ballpark
+        likely doubtful hopefully tentative tentatively percent_sure vielleicht wahrscheinlich möglicherweise
+        vermutlich eventuell womöglich könnte könnten dürfte schätze unsicher glaube ungefähr_oder peut-être
+        probablement possiblement sans_doute pourrait environ_ou devine soit_disant il_se_peut quizá quizás
+        acaso tal_vez probablemente posiblemente a_lo_mejor podría puede_ser puede_que adivino forse magari
+        probabilmente possibilmente potrebbe può_darsi tirare_a_indovinare talvez provavelmente possivelmente
+        poderia pode_ser acho_que belki galiba muhtemelen olabilir sanırım herhalde tahmin* может_быть наверное
+        наверно возможно вероятно пожалуй кажется думаю похоже предположительно могло""",
     IF: """if wenn si s'il s'ils se eğer если falls sofern caso şayet""",
     CONDITION: """as_long_as so_long_as solange tant_que unless except barring sauf salvo außer excepto tranne
         exceto hariç кроме only_when only_if only_for nur_wenn seulement_si solo_si sólo_si somente_se

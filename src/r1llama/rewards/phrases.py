@@ -19,7 +19,7 @@ _QUALITIES_AFTER = """final finale finales correcta correcto correcte corretta c
 _FILLERS = """then thus therefore hence simply just clearly actually exactly indeed now also definitely certainly
     donc ainsi bien somit daher folglich entonces luego quindi dunque então portanto""".split()  # noqa: SIM905
 _OF = """to of for auf zu zur der des von à de du a al del della alla di da do sur""".split()  # noqa: SIM905
-_WHOLE = """problem question exercise puzzle equation task équation système frage
+_WHOLE = """problem question exercise puzzle equation computation calculation expression task équation système frage
     aufgabe gleichung part
     problème exercice pregunta problema
     ejercicio ecuación domanda esercizio pergunta questão exercício""".split()  # noqa: SIM905

@@ -19,6 +19,10 @@ _RESTATED = re.compile(
     r"\$?(-?\d[\d.,/]*%?)(?![\d.,/]*\d)(?=[.,;!)]|$|\n|\s+(?:and|but|not)\b)",
     re.IGNORECASE,
 )
+_OTHER_NUMBER = re.compile(
+    r"(?!(?:step|part|case|note|figure|page|section|schritt|étape|paso|passo|adım|шаг)\b)[^\W\d_][^\d=*/+×]{0,30}?(\$?-?\d[\d,.]*)",
+    re.IGNORECASE,
+)
 _NEW_SENTENCE = re.compile(r"[*_$)]*\s+[A-ZÀ-ÞА-ЯİÇŞÖÜ¿¡]")
 _AND = ("and", "und", "et", "y", "e", "ve", "и")
 _ANOTHER = re.compile(r"\s*\$?\s*[,;/|&]\s*[-$]*\d")
@@ -32,7 +36,7 @@ def doubt_after(text: str, several: bool = False, value: Fraction | None = None)
         value: the number itself, if it is one: "1/6, or about 0.167" says it twice.
     """
     text = text[:REACH]
-    if not several and value is not None and _differs(text, value):
+    if not several and value is not None and (_differs(text, value) or _followed_by_another(text, value)):
         return "hedged"
     if _STRUCK_MARK.match(text):
         return "negated"
@@ -56,6 +60,16 @@ def _differs(text: str, value: Fraction) -> bool:
     """Tell whether another number is put in the place of `value`: "or equivalently 44", "... it's 44"."""
     for match in _RESTATED.finditer(text):
         number = parse_number(match[1].rstrip(".,"))
+        if number is not None and abs(number.value - value) > abs(value) / 100:
+            return True
+    return False
+
+
+def _followed_by_another(text: str, value: Fraction) -> bool:
+    """Tell whether a short sentence afterwards only says another number: "Or rather 43", "Anzi, 43"."""
+    for sentence in SENTENCE_END.split(text, maxsplit=6)[1:6]:
+        match = _OTHER_NUMBER.fullmatch(sentence.strip())
+        number = parse_number(match[1]) if match else None
         if number is not None and abs(number.value - value) > abs(value) / 100:
             return True
     return False
