@@ -6,7 +6,6 @@ section itself must be one bare value or one plain statement. Everything else fa
 """
 
 import re
-import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,6 +16,7 @@ from .numeric import parse_number
 from .phrases import CONCLUSION, LEAD, PHRASE, PLAIN_QUALITIES, SEVERAL, TOTAL, assert_contrast
 from .retraction import SENTENCE_END, doubt_after, doubt_beside
 from .statements import stated_number
+from .text import undressed
 
 MAX_SECTION = 200_000  # characters after the thoughts; more is no answer
 
@@ -52,11 +52,6 @@ _ASIDE = re.compile(r",\s*(?:so|but|because|which|and|or|if|though)\b", re.IGNOR
 _REASONED = re.compile(
     r"([^\s(,]+(?: \w+)?)(?:,? (?:because|since)\b| \((?!or\b|not\b|wrong\b|incorrect\b|maybe\b))", re.I
 )
-_STRUCK = re.compile(r"~~[^~]*~~|\\(?:[bx]?cancel|sout|st)\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}")
-_STRUCK_HTML = re.compile(r"<(s|del|strike)>.{0,400}?</\1>", re.IGNORECASE | re.DOTALL)
-_SHAPING = "(?:b|i|u|em|strong|mark|p|span|center|big|small|h[1-6]|div)"
-_LOOK = re.compile(rf"(?<!\w)<{_SHAPING}>|</{_SHAPING}>(?!\w)|<br ?/?>", re.IGNORECASE)
-_MATHS_LETTER = re.compile("[\U0001d400-\U0001d7ff]+")
 _OPENING_QUOTES = ('"', "“", "«", "„", "「", "'", "‘")
 _CLOSING = re.compile(
     r"(?:the|this|his|her|their|its|there|that)\b[^,;:]*\b(?:is|are|was|were|equals)\s+\S+(?:\s\w+){0,2}",
@@ -94,7 +89,7 @@ def extract_answer(text: str, mode: str = "lenient", prefilled: bool = False, pr
         section = _without_echo(section, prompt)
         if not section.strip():
             return Answer(None, None, "echo")
-    section = _undressed(section)
+    section = assert_contrast(undressed(section))
     declarations, reason = marked(section)
     if reason:
         return Answer(None, None, reason)
@@ -108,17 +103,6 @@ def extract_answer(text: str, mode: str = "lenient", prefilled: bool = False, pr
     if len(declarations) > MAX_DECLARATIONS:
         return Answer(None, None, "ambiguous")
     return _agreed(section, declarations, several)
-
-
-def _undressed(section: str) -> str:
-    """Drop what is struck out, HTML that only changes the look, and fonts; write "not 41 but 42" as "42"."""
-    if not section.isascii():
-        section = _MATHS_LETTER.sub(lambda m: unicodedata.normalize("NFKC", m[0]), section)
-    if "<" in section:
-        section = _LOOK.sub("", _STRUCK_HTML.sub(" ", section))
-    if "~~" in section or "cancel" in section or "sout" in section:
-        section = _STRUCK.sub(" ", section)
-    return assert_contrast(section)
 
 
 def final_section(text: str, prefilled: bool = False) -> tuple[str | None, str]:

@@ -3,10 +3,18 @@
 TRL passes each completion either as a string or as a list of chat messages, and prompts likewise.
 """
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 Completion = str | Sequence[dict[str, Any]]
+
+_STRUCK = re.compile(r"~~[^~]*~~|\\(?:[bx]?cancel|sout|st)\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}")
+_STRUCK_HTML = re.compile(r"<(s|del|strike)>.{0,400}?</\1>", re.IGNORECASE | re.DOTALL)
+_SHAPING = "(?:b|i|u|em|strong|mark|p|span|center|big|small|h[1-6]|div)"
+_LOOK = re.compile(rf"(?<!\w)<{_SHAPING}>|</{_SHAPING}>(?!\w)|<br ?/?>", re.IGNORECASE)
+_MATHS_LETTER = re.compile("[\U0001d400-\U0001d7ff]+")
 
 
 def content_text(content: Any) -> str:
@@ -51,3 +59,14 @@ def is_prefilled(prompt: Completion | None, tag: str = "<think>") -> bool:
 def aligned(values: Sequence | None, n: int) -> Sequence:
     """Return `values`, or `n` times None where the caller passed nothing (a reward called by hand)."""
     return [None] * n if values is None else values
+
+
+def undressed(section: str) -> str:
+    """Drop what is struck out, HTML that only changes the look, and mathematical fonts."""
+    if not section.isascii():
+        section = _MATHS_LETTER.sub(lambda m: unicodedata.normalize("NFKC", m[0]), section)
+    if "<" in section:
+        section = _LOOK.sub("", _STRUCK_HTML.sub(" ", section))
+    if "~~" in section or "cancel" in section or "sout" in section:
+        section = _STRUCK.sub(" ", section)
+    return section
