@@ -46,7 +46,7 @@ def call(reward, texts, **more):
 
 
 @pytest.mark.parametrize("name", REWARDS)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(text=TEXT)
 @example(text="\ud800\\boxed{\udfff}")
 @example(text="\\boxed{" * 30)
