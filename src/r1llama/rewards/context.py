@@ -62,7 +62,7 @@ def doubt_before(text: str, announcement: str = "") -> str:
                 return "hedged"  # "Perhaps, the answer is"
             same_clause, comma = False, comma or word.text in ",،，、"
             continue
-        if cues & cue.RETRACT:
+        if cues & cue.RETRACT and not _resists(words, at):
             return "negated"
         if words[-1].cues & cue.THAT and cues & cue.WRONG:
             return "negated"
@@ -112,6 +112,13 @@ def _leads_in(words: list[Token]) -> bool:
         or all(w.cues & cue.SELF for w in last)
         or bool(last[0].cues & (cue.RELATIVE | cue.JOIN | cue.IF))
         or any(w.cues & (cue.RESET | cue.ASSERTION) for w in last)
+    )
+
+
+def _resists(words: list[Token], at: int) -> bool:
+    """Tell whether "I disregard the embedded instruction" refuses to follow what the task tries to slip in."""
+    return bool(at and words[at - 1].cues & cue.FIRST_PERSON) and any(
+        w.text.startswith("instruction") for w in words[at + 1 : at + 5]
     )
 
 

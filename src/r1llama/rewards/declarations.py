@@ -29,6 +29,7 @@ _HEADING_END = re.compile(r"[ \t*_:$]*\n\s*")
 _HEADING_START = re.compile(r"(?:^|\n)[ \t*_#>\d.]*(?:the )?$", re.IGNORECASE)
 _LEADING = re.compile(r"[\s*_`:：]*(?:\.{2,3}|…|=(?!=))?[\s*_`\"']*")
 _INLINE_MATH = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+_SYMBOLIC = re.compile(r"[\s*_:]*\$(?=[^$]*\d)(?=[^$]*[a-zA-Z])[^$=]+\$")  # an answer, and no number
 _TWO_PRICES = re.compile(r"\$\d[\d,.]*\s+[^$]*\$$")
 
 
@@ -129,7 +130,7 @@ def with_phrases(section: str, declarations: list[Declaration]) -> list[Declarat
         if any(d.start < end and d.end > match.start() for d in declarations):
             continue  # "the answer is \\boxed{42}" is declared by its box
         if value:
-            introduced = section[match.start() : start].rstrip(" *_\n")[-1:] in (":", "：")
+            introduced = bool(heading) or section[match.start() : start].rstrip(" *_\n")[-1:] in (":", "：")
             phrases.append(Declaration(value, "phrase", match.start(), end, match.end(), introduced))
     if len(phrases) == 1 and not declarations:
         return phrases
@@ -138,7 +139,15 @@ def with_phrases(section: str, declarations: list[Declaration]) -> list[Declarat
         phrases = strong
     if declarations or any(stated_number(p.value) for p in phrases):
         # Beside a real value, "the answer is reasonable" declares nothing.
-        phrases = [p for p in phrases if stated_number(p.value) or several_numbers(p.value)]
+        last = max((d.end for d in declarations), default=len(section))
+        numeric = any(stated_number(d.value) for d in declarations)
+        phrases = [
+            p
+            for p in phrases
+            if stated_number(p.value)
+            or several_numbers(p.value)
+            or (numeric and p.start > last and _SYMBOLIC.match(section, p.value_start))
+        ]
     return declarations + phrases
 
 

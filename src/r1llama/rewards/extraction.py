@@ -14,7 +14,7 @@ from .declarations import EMPHASIS, MAX_CLAUSE, MAX_DECLARATIONS, Declaration, m
 from .lexicon import OR, joins, tokens
 from .numeric import parse_number
 from .phrases import CONCLUSION, LEAD, PHRASE, PLAIN_QUALITIES, SEVERAL, TOTAL, assert_contrast
-from .retraction import SENTENCE_END, doubt_after, doubt_beside
+from .retraction import SENTENCE_END, denies, doubt_after, doubt_beside
 from .statements import stated_number
 from .text import undressed
 
@@ -60,6 +60,20 @@ _CLOSING = re.compile(
 _SHOWN = re.compile(r"\n\s*\n\*\*[^*\n]+\*\*\.?$")
 _NAMED = re.compile(r"(?:the|its|this)\b[^,;:$\\\d]*\s(?:is|are|equals)\s+(\$[^$]+\$|\d+\s?:\s?\d+)", re.IGNORECASE)
 _LAST_WORD = re.compile(r"(?<=\d) ?\w* [^\W\d_]+\s*$|(?<=\d) [^\W\d_]+\s*$")
+_MARKERS = {"answer_tag": "<answer>", "boxed": "boxed", "hashes": "####", "phrase": "nswer"}
+_QUOTATION = re.compile(r"\s*(?:>[^\n]*\n)+")
+_ASKING = re.compile(r"\?|\\boxed\{\s*\}")
+_FILLED = re.compile(r"\\boxed\s*(?:\{\s*[^\s}]|[^\s{])|####|<answer>")
+_CLOSING_QUOTES = ('"', "”", "»", "“", "」", "'", "’")
+_OFFER = re.compile(
+    r"(?:\n\s*|(?<=[.!?])\s+)(?:(?:would you like|do you want|shall i|should i)\b[^.?\d\n]*\b(?:explain|show|walk"
+    r"|elaborate|clarify|details?|another|similar)"
+    r"|(?:please )?(?:let me know|feel free|reach out)\b[^.?\d\n]*"
+    r"\b(?:help|questions?|need|explanation|details?)|(?:i )?hope (?:this|that|it) helps)"
+    r"(?:(?!wrong|mistake|error|incorrect)[^.?!\d\n]){0,80}[.?!]*[^\w\n]*$",
+    re.IGNORECASE,
+)
+_RESULT = re.compile(r"=\s*[*$]*(-?\d[\d.,]*)[^\d=\n]{0,20}$")
 _BLANK_RUN = re.compile(r"\s+")
 
 
@@ -89,7 +103,8 @@ def extract_answer(text: str, mode: str = "lenient", prefilled: bool = False, pr
         section = _without_echo(section, prompt)
         if not section.strip():
             return Answer(None, None, "echo")
-    section = assert_contrast(undressed(section))
+    said = _without_quoted_question(undressed(section))
+    section = assert_contrast(said)
     declarations, reason = marked(section)
     if reason:
         return Answer(None, None, reason)
@@ -102,7 +117,19 @@ def extract_answer(text: str, mode: str = "lenient", prefilled: bool = False, pr
         return Answer(None, None, "no_answer")
     if len(declarations) > MAX_DECLARATIONS:
         return Answer(None, None, "ambiguous")
-    return _agreed(section, declarations, several)
+    answer = _agreed(section, _without_claims(section, declarations), several)
+    marker, value = _MARKERS.get(answer.source or "", ""), answer.value or ""
+    if marker and marker in said and denies(said[said.rfind(marker) + len(marker) + len(value) :], value):
+        return Answer(None, None, "negated")
+    return answer
+
+
+def _without_quoted_question(section: str) -> str:
+    """Drop the Markdown quotation at the start when it is the question: it asks, or shows where the answer belongs."""
+    quoted = _QUOTATION.match(section)
+    if quoted is None or not section[quoted.end() :].strip() or not _ASKING.search(quoted[0]):
+        return section
+    return section if _FILLED.search(quoted[0]) else section[quoted.end() :]
 
 
 def final_section(text: str, prefilled: bool = False) -> tuple[str | None, str]:
@@ -234,7 +261,7 @@ def _context(section: str, declaration: Declaration, several: bool) -> str:
         quality = (announced["quality"] or announced["quality2"] or "").lower() if announced else ""
         if quality and quality not in PLAIN_QUALITIES and not joins(quality):
             return "negated"
-        if section[: declaration.start].rstrip(" *_")[-1:] in _OPENING_QUOTES:
+        if _opens_quote(section[: declaration.start]):
             return "echo"
     start = declaration.start
     if quality and quality not in PLAIN_QUALITIES:  # "so", "that" lead to the answer and are no part of its name
@@ -246,6 +273,32 @@ def _context(section: str, declaration: Declaration, several: bool) -> str:
         last = _LAST_WORD.search(section, declaration.value_start, end)
         end = last.start() if last else end
     return doubt_before(before, announcement) or doubt_after(section[end:], several, number.value if number else None)
+
+
+def _opens_quote(before: str) -> bool:
+    """Tell whether `before` ends in a quotation mark that opens; `"` and `'` also close."""
+    before = before.rstrip(" *_")
+    if before.endswith('"'):
+        return before.count('"') % 2 == 1
+    return before.endswith(_OPENING_QUOTES) and not before.endswith((".'", "!'", "?'"))
+
+
+def _without_claims(section: str, declarations: list[Declaration]) -> list[Declaration]:
+    """Leave out the phrases that stand in quotation marks as what others say, where the text has an answer of its own.
+
+    Only another, later declaration makes them a foreign claim: alone they are an echo.
+    """
+    own = [d for d in declarations if not (d.source == "phrase" and _is_claim(section, d))]
+    return own if own and own[-1] is declarations[-1] else declarations
+
+
+def _is_claim(section: str, declaration: Declaration) -> bool:
+    before = sentence_before(section, declaration.start)
+    return (
+        _opens_quote(section[: declaration.start])
+        and section[declaration.value_start : declaration.end + 2].rstrip(" .,!").endswith(_CLOSING_QUOTES)
+        and doubt_before(before.rstrip(" \"“«„'‘:,")) == "hedged"
+    )
 
 
 def value_key(value: str) -> object:
@@ -262,6 +315,8 @@ def value_key(value: str) -> object:
 def _unmarked(section: str, several: bool) -> Answer:
     """Read a section that declares nothing: one bare value, or a closing statement with one number."""
     body = section.strip()
+    for _ in range(2):
+        body = body[:-400] + _OFFER.sub("", body[-400:])
     if "```" in body or re.search(r"[<>]\s*/?\s*\w+\s*>|&lt;", body):
         return Answer(None, None, "malformed_tags")
     first, _, last = body.rpartition("\n")
@@ -275,7 +330,7 @@ def _unmarked(section: str, several: bool) -> Answer:
     shown = bool(_SHOWN.search(body))  # "**42**" on a line of its own at the end
     if (alone or shown) and (parse_number(last) is not None or _ALL_MATHS.fullmatch(last)):
         return Answer(last, "bare", "found")
-    sentences = [s.strip() for s in SENTENCE_END.split(last) if s.strip()]
+    sentences = [s.strip() for s in SENTENCE_END.split(last) if any(map(str.isalnum, s))]
     if not sentences:
         return Answer(None, None, "no_answer")
     statement = sentences[-1]
@@ -290,8 +345,12 @@ def _unmarked(section: str, several: bool) -> Answer:
     reasoned = _REASONED.match(last) if alone else None
     if reasoned and parse_number(reasoned[1]) is not None:
         return Answer(reasoned[1], "bare", "found")
-    if stated_number(statement) is not None and not _ASIDE.search(statement):
+    number = stated_number(statement)
+    if number is not None and not _ASIDE.search(statement):
         equation = "=" in statement
+        result = _RESULT.search(first.rstrip()[-100:]) if shown and len(sentences) == 1 else None
+        if result and parse_number(result[1].rstrip(".,")) == number:  # "24 + 9 = 33", "**They have 33 legs.**"
+            return Answer(statement, "statement", "found")
         if concluding or (len(sentences) == 1 and (alone or _CLOSING.fullmatch(statement))) or equation:
             return Answer(statement, "statement", "found")
         return Answer(None, None, "no_answer")

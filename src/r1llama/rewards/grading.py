@@ -13,7 +13,8 @@ from .declarations import closing_brace
 from .number_words import clock_times
 from .numeric import Number, fold, parse_number, strip_latex
 from .statements import stated_number
-from .structure import compact, normalise, same_shape, shape_of
+from .structure import compact, normalise, same_shape, shape_of, unit_at_end
+from .units import canonical_unit
 
 
 class Verdict(NamedTuple):
@@ -100,6 +101,7 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 _DECIMAL_COMMA = re.compile(r"(?<![\d.,])(\d+),(\d{1,2}|\d{4,})(?![\d.,]*\d)")
+_EARLY_HOUR = re.compile(r"0?(\d:[0-5]\d)")
 _YES_NO = frozenset("no ja si sí да oui non sim yes не".split())  # noqa: SIM905
 _LABELLED = re.compile(r"\(?([A-J])\)[\s~]*\S(?!.*(?<![\w(])\(?[A-J]\)?(?!\w))")
 
@@ -139,6 +141,8 @@ def compare(answer: str, gold: str, percent: bool = False) -> Verdict:
         said = strip_latex(fold(answer)).replace("{:}", ":")
         same = clock_times(said) == times and len(re.findall(r"\d+", said + gold)) == 4
         return Verdict(same, "time")
+    if _early_hour(gold) and _early_hour(answer):
+        return Verdict(_early_hour(answer) == _early_hour(gold), "time")
     label = _LABELLED.match(strip_latex(answer).strip())
     if label and re.fullmatch("[A-J]", plain_text(gold)):
         return Verdict(label[1] == plain_text(gold), "text")
@@ -146,11 +150,20 @@ def compare(answer: str, gold: str, percent: bool = False) -> Verdict:
         return Verdict(False, "text")
     if len(answer) > MAX_LENGTH:
         return Verdict(False, "too_large")
+    units = [canonical_unit(unit_at_end(fold(text).strip(" $")) or "") for text in (answer, gold)]
+    if all(units) and units[0] != units[1]:
+        return Verdict(False, "unit")
     ours, theirs = unassigned(normalise(answer), normalise(gold))
     result = same_shape(ours, theirs, same_scalar)
     if result is None and too_large(answer):
         return Verdict(False, "too_large")
     return Verdict(result, "structure" if result is not None else "algebra")
+
+
+def _early_hour(text: str) -> str:
+    """Return "9:30" for "09:30" and "9:30", "" for anything else; later hours have one spelling only."""
+    match = _EARLY_HOUR.fullmatch(strip_latex(fold(text)).replace("{:}", ":").replace(" ", "").strip("."))
+    return match[1] if match else ""
 
 
 def _against_number(answer: str, expected: Number, percent: bool) -> Verdict:
@@ -173,9 +186,19 @@ MAX_DEPTH = 25  # nested braces
 MAX_EXPONENT = 10_000
 MAX_FACTORIAL = 1_000
 _LETTER = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]")
-_ASSIGNMENT = re.compile(
-    r"^\s*(?:(?:[a-zA-Z]|\\(?:alpha|beta|gamma|theta|phi|lambda|mu|omega))(?:_\{?\w+\}?)?(?:\s*\([a-z]\))?|[A-Z]{2}|\\angle\s*\w+|\([a-z](?:\s*,\s*[a-z])+\))\s*(?:=|\\in(?![a-z]))\s*(?=[^=]+$)"
-)
+_GREEK = r"\\(?:alpha|beta|gamma|delta|theta|phi|lambda|mu|omega|Gamma|Delta|Phi|Omega)(?![a-zA-Z])"
+# What is named on the left of "=": a variable, a function of variables, a segment or area, a derivative, a measure.
+_NAME = rf"""
+    (?:[a-zA-Z]|{_GREEK})(?:_\s*(?:\{{[\w\s]*\}}|\w))?'{{0,3}}
+        (?:(?:\^\s*\{{\s*-\s*1\s*\}})?\s*\(\s*(?:[a-zA-Z]|{_GREEK})(?:\s*,\s*[a-zA-Z])*\s*\))?
+    |[fghFGHPE]'{{0,3}}\s*\(\s*-?\d+\s*\)
+    |[A-Z]\s*\^\s*(?:\{{\s*(?:-\s*1|T)\s*\}}|T)(?=\s*=\s*\\begin)
+    |(?:\\triangle|\\angle)?\s*[A-Z]{{2,4}}|\[[A-Z]{{3,4}}\]|\|[A-Z]{{2}}\||\\overline\s*\{{[A-Z]{{2}}\}}|\\angle\s*\w+
+    |\\frac\s*\{{(?:d|\\partial\s)(?:\^\{{?\d\}}?)?\s*[a-zA-Z]\}}\s*\{{(?:d|\\partial\s)\s*[a-zA-Z](?:\^\{{?\d\}}?)?\}}
+    |\([a-z](?:\s*,\s*[a-z])+\)
+    |(?i:area|volume|perimeter|circumference|length|width|height|distance|radius|diameter|slope|probability|sum|total)
+"""
+_ASSIGNMENT = re.compile(rf"^\s*(?:{_NAME})\s*(?:=|\\in(?![a-z]))\s*(?=[^=]+$)", re.VERBOSE)
 _RELATION = re.compile(r"=|<|>|\\(?:leq|geq|neq|ne|in|equiv|approx)(?![a-zA-Z])")
 _UNEVALUATED = re.compile(r"\\(?:int|sum|prod|lim|binom|dbinom|tbinom|det)(?![a-zA-Z])|\\frac\s*\{d\}")
 _ELLIPSIS = re.compile(r"\\[lcd]?dots|\.\.\.|…")
@@ -188,7 +211,9 @@ _MATRIX = re.compile(r"\\begin\{[a-z]*matrix\}|\\begin\{array\}")
 
 def has_maths(text: str) -> bool:
     """Tell whether `text` could be more than words."""
-    return bool(re.search(r"[\\^_=+*/(){}\[\]|<>≤≥√π∞×÷±:,]|\d|^-?[a-zA-Z]$", text))
+    return bool(
+        re.search(r"[\\^_=+*/(){}\[\]|<>≤≥√π∞×÷±:,]|\d|^-?[a-zA-Z]$|^-?[a-z]{1,2}(?:\s*-\s*[a-z]{1,2})+$", text)
+    )
 
 
 def same_scalar(answer: str, gold: str) -> bool | None:
@@ -207,6 +232,8 @@ def same_scalar(answer: str, gold: str) -> bool | None:
     if expected is not None:
         return _against_number(answer, expected, percent=False).correct
     if not has_maths(gold) or not answer.strip() or bool(_RELATION.search(answer)) != bool(_RELATION.search(gold)):
+        return False
+    if answer.count("'") != gold.count("'"):  # algebra forgets that f' is not f
         return False
     if _symbols(answer) != _symbols(gold) or _subscripts(answer) != _subscripts(gold):
         return False

@@ -37,8 +37,8 @@ _SPACED = {
         falsa error* falsi sbagliat* sbaglio errore errori errat* scorrett* errad* erro erros engan* incorret*
         yanlış* hata hatalı hatası hatalıdır неверн* неправильн* ошиб* ошибк* ложн* ложь неправда""",
     HEDGE: """rough_estimate rough_guess leaning memory_serves şüphe* сомнева* zweifel* bezweifel* dudo duda
-        doute doutes dubito dubbio duvido dúvida universe naively at_first first_glance first_sight originally
-        initially superficially previous_problem previous_question previous_exercise misconception
+        doute doutes dubito dubbio duvido dúvida universe naively at_first first_glance first_sight it_depends
+        originally initially superficially previous_problem previous_question previous_exercise misconception
         auf_den_ersten à_première a_primera a_prima à_primeira ilk_bakışta на_первый maybe perhaps possibly
         probably presumably supposedly apparently allegedly might may could guess guessing guesses unsure
         uncertain unclear suspect seems seem not_sure no_idea no_clue not_certain not_confident i_suppose
@@ -155,7 +155,7 @@ _SPACED = {
         may_be_surpris* equally_likely doubt_about no_doubt without_doubt ohne_zweifel sans_aucun sin_duda
         senza_dubbio sem_dúvida it's_said is_said if_needed if_you_like if_you_have if_you_need if_you_want
         if_any let_me_know not_forget not_to_mention not_until das_heißt c'est-à-dire es_decir that_is_to_say
-        to_say we_could so_to_say no_mistake* no_error* so_oder ob_oder bien_que bien_sûr""",
+        to_say we_could so_to_say no_mistake* no_error* on_the_other_hand so_oder ob_oder bien_que bien_sûr""",
 }  # fmt: skip
 # Parts of words; longer ones first where one holds another. (?<!...) keeps out what only looks like a cue.
 _UNSPACED = {

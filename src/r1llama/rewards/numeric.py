@@ -95,6 +95,7 @@ _APPROXIMATELY = re.compile(
 )
 _BASE_TEN = re.compile(r"(?<=\d)_(?:\{10\}|10)$")
 _QUOTES = {"“": "”", '"': '"', "'": "'", "‘": "’", "「": "」", "«": "»", "`": "`"}
+_COMMA_POINT = re.compile(r"(?<![\d.,}])(\d+)\{,\}(\d{1,2}|\d{4,})(?!\d|\{,\})")  # 2{,}5 but not 1{,}234
 _LAST_SPACE = re.compile(r"\s\\$")
 _FONT = re.compile(r"\\(?:bf|rm|it|tt|sf|cal)(?![a-zA-Z])")
 _FRAC = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
@@ -111,7 +112,8 @@ def strip_latex(text: str) -> str:
     if "\\" in text or "{" in text or "~" in text:
         for _ in range(3):
             text = _TEXT_COMMAND.sub(r" \1 ", text)
-        text = _THIN.sub(" ", _SPACING.sub("", _FONT.sub(" ", text)).replace("{,}", ","))
+        text = _COMMA_POINT.sub(r"\1.\2", text).replace("{,}", ",")
+        text = _THIN.sub(" ", _SPACING.sub("", _FONT.sub(" ", text)))
         text = _FRAC.sub(r"\\frac", _DEGREE.sub("°", text))
         text = text.replace(r"\$", "$").replace(r"\%", "%").replace(r"\pounds", "£").replace(r"\euro", "€")
         text = text.strip()

@@ -24,6 +24,14 @@ _OTHER_NUMBER = re.compile(
     re.IGNORECASE,
 )
 _NEW_SENTENCE = re.compile(r"[*_$)]*\s+[A-ZÀ-ÞА-ЯİÇŞÖÜ¿¡]")
+# "366 downloads over the three months" compares nothing.
+_SPAN = re.compile(
+    r"(?:over|between)\s+(?:the|these|those|this|that|his|her|its|their|all|both)\s+(?:[^\W\d_]+\s+){0,3}"
+    r"(?:second|minute|hour|day|night|week|weekend|month|year|season|semester|summer|winter|period|course)s?\b",
+    re.IGNORECASE,
+)
+_PLAIN_NUMBER = re.compile(r"(?<![\d.,{-])\d(?:[\d.,/]*\d)?(?!\s*[-+*/^=<>%×])")
+_LINKS = "be equal to the a number value exactly really simply ist est es son è é".split()  # noqa: SIM905
 _AND = ("and", "und", "et", "y", "e", "ve", "и")
 _ANOTHER = re.compile(r"\s*\$?\s*[,;/|&]\s*[-$]*\d")
 
@@ -75,6 +83,27 @@ def _followed_by_another(text: str, value: Fraction) -> bool:
     return False
 
 
+def denies(text: str, value: str) -> bool:
+    """Tell whether `text` goes on to say "not 11" of the very number that was the answer."""
+    numbers = re.findall(r"\d(?:[\d.,/]*\d)?", value)
+    if len(numbers) != 1 or "\\" in value or "^" in value:
+        return False
+    text = text[:REACH]
+    for match in _PLAIN_NUMBER.finditer(text) if numbers[0] in text else ():
+        if match[0] != numbers[0]:
+            continue
+        before = SENTENCE_END.split(text[: match.start()])[-1]
+        words = tokens(before)
+        at = len(words) - 1
+        while at >= 0 and words[at].text in _LINKS:
+            at -= 1
+        if at < 0 or not words[at].cues & cue.NEGATION or words[at].text == "no":
+            continue
+        if not any(w.cues & (cue.OTHER | cue.CONDITION | cue.IF) for w in clause_of(words, at)):
+            return True
+    return False
+
+
 def doubt_beside(text: str, several: bool) -> str:
     """Return why the rest of the value's own sentence takes it back ("negated", "hedged"), or ""."""
     words = tokens(text)
@@ -106,7 +135,7 @@ def doubt_beside(text: str, several: bool) -> str:
             return "hedged"
         if not reasons and cues & (cue.HEDGE | cue.CONDITION | cue.IF | cue.OTHERWISE | cue.QUESTION):
             return "hedged"
-        if cues & cue.COMPARE and own_clause and at < 2:
+        if cues & cue.COMPARE and own_clause and at < 2 and not _SPAN.match(text, word.start):
             return "hedged"
     return _denied(words, text)
 

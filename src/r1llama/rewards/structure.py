@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from .numeric import fold, parse_number, strip_latex
+from .units import MULTIPLIERS, NOT_UNITS
 
 Same = Callable[[str, str], bool | None]
 
@@ -43,27 +44,43 @@ _REWRITES = (
     (re.compile(r"\\frac\s*(\d)\s*\{"), r"\\frac{\1}{"),
     (re.compile(r"\\(sin|cos|tan|ln|log)(\^\{?\d\}?)?\s*(?=[a-z0-9](?![a-z0-9]))"), r"\\\1\2 "),
     (re.compile(r"\s*\\mathrm\{d\}"), "d"),
+    (re.compile(r"\^\s*(?:\{\s*((?:\\prime\s*)+)\}|\\prime)|′"), lambda m: "'" * max(1, m[0].count("prime"))),
 )  # fmt: skip
 _SIGN = r"(?:<=|>=|<|>|\\leq|\\geq)"
 _CHAIN = re.compile(
     rf"(?:(?P<low>[^<>=]*?)\s*(?P<below>{_SIGN})\s*)?[a-zA-Z]\s*(?:(?P<above>{_SIGN})\s*(?P<high>[^<>=]*?))?"
 )
 _ARRAY = re.compile(r"(?:\\left)?[\[(]\s*\\begin\{array\}\{[lcr]+\}(.*?)\\end\{array\}\s*(?:\\right)?[\])]", re.DOTALL)
-_UNIT_AT_END = re.compile(r"(?<=[\w})])\s*\\(?:text|mathrm|textrm|mbox)\s*\{\s*(?!or\b|and\b|not\b|\()[^{}\d]*\}"
-                          r"(?:\^\{?[23]\}?)?\s*\.?$")  # fmt: skip
+_UNIT_AT_END = re.compile(
+    r"(?<=[\w})])(?:\s|~|\\[,;:! ]|\\q?quad)*\\(?:text|mathrm|textrm|mbox|rm)\s*\{\s*(?P<unit>[^{}()\d^]+"
+    r"(?:\^\{?[23]\}?)?)\}(?P<power>\^\{?[23]\}?)?\s*\.?$"
+)
+_BLANKS = re.compile(r"\s+")
+_DEGREES = re.compile(r"(?!.*(?:sin|cos|tan|cot|sec|csc|pi)).*[a-z}]°")  # of a variable: sin x° is not sin x
 
 
 def normalise(text: str) -> str:
     """Write a value in one spelling: ASCII operators, standard LaTeX commands, no spacing, no trailing unit."""
     text = fold(text).strip().strip("$").strip()
-    if _UNIT_AT_END.search(text) and not text.startswith("\\text"):
+    if unit_at_end(text) is not None:
         text = _UNIT_AT_END.sub("", text)
     if "{array}" in text:
         text = _ARRAY.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", text)
     text = strip_latex(text).rstrip(".").strip()
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    return text.strip()
+    text = _BLANKS.sub(" ", text).strip()
+    return text[:-1] if _DEGREES.fullmatch(text) else text
+
+
+def unit_at_end(text: str) -> str | None:
+    r"""Return the unit that a symbolic value ends in, as written (`\text{ cm}^2`: "cm^2"), or None."""
+    match = _UNIT_AT_END.search(text)
+    if match is None or text.startswith("\\text"):
+        return None
+    if any(word in NOT_UNITS or word in MULTIPLIERS for word in match["unit"].lower().split()):
+        return None
+    return (match["unit"] + (match["power"] or "")).replace("{", "").replace("}", "").strip()
 
 
 def compact(text: str) -> str:
