@@ -10,8 +10,10 @@ import importlib
 import json
 import platform
 import time
+import warnings
 
 import torch
+from transformers.utils import logging
 
 SECTIONS = ("latent", "linear", "experts", "grpo", "multi_token")
 
@@ -23,6 +25,8 @@ def main():
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="run these sections")
     parser.add_argument("--json", help="write the table here")
     arguments = parser.parse_args()
+    logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
     hardware = torch.cuda.get_device_name() if arguments.device == "cuda" else platform.machine()
     print(f"torch {torch.__version__}, {hardware}, {torch.get_num_threads()} threads", flush=True)
     rows = []
