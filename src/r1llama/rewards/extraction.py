@@ -68,7 +68,7 @@ _CLOSING_QUOTES = ('"', "”", "»", "“", "」", "'", "’")
 _OFFER = re.compile(
     r"(?:\n\s*|(?<=[.!?])\s+)(?:(?:would you like|do you want|shall i|should i)\b[^.?\d\n]*\b(?:explain|show|walk"
     r"|elaborate|clarify|details?|another|similar)"
-    r"|(?:please )?(?:let me know|feel free|reach out)\b[^.?\d\n]*"
+    r"|(?:please )?(?:let me know|feel free|reach out|if you (?:have|need|want))\b[^.?\d\n]*"
     r"\b(?:help|questions?|need|explanation|details?)|(?:i )?hope (?:this|that|it) helps)"
     r"(?:(?!wrong|mistake|error|incorrect)[^.?!\d\n]){0,80}[.?!]*[^\w\n]*$",
     re.IGNORECASE,

@@ -189,12 +189,13 @@ _LETTER = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]")
 _GREEK = r"\\(?:alpha|beta|gamma|delta|theta|phi|lambda|mu|omega|Gamma|Delta|Phi|Omega)(?![a-zA-Z])"
 # What is named on the left of "=": a variable, a function of variables, a segment or area, a derivative, a measure.
 _NAME = rf"""
-    (?:[a-zA-Z]|{_GREEK})(?:_\s*(?:\{{[\w\s]*\}}|\w))?'{{0,3}}
+    (?:[a-zA-Z]|{_GREEK}|\\Pr|\\(?:vec|mathbb|mathbf|hat)\s*\{{[a-zA-Z]\}})(?:_\s*(?:\{{[\w\s+-]*\}}|\w))?'{{0,3}}
         (?:(?:\^\s*\{{\s*-\s*1\s*\}})?\s*\(\s*(?:[a-zA-Z]|{_GREEK})(?:\s*,\s*[a-zA-Z])*\s*\))?
     |[fghFGHPE]'{{0,3}}\s*\(\s*-?\d+\s*\)
     |[A-Z]\s*\^\s*(?:\{{\s*(?:-\s*1|T)\s*\}}|T)(?=\s*=\s*\\begin)
     |(?:\\triangle|\\angle)?\s*[A-Z]{{2,4}}|\[[A-Z]{{3,4}}\]|\|[A-Z]{{2}}\||\\overline\s*\{{[A-Z]{{2}}\}}|\\angle\s*\w+
     |\\frac\s*\{{(?:d|\\partial\s)(?:\^\{{?\d\}}?)?\s*[a-zA-Z]\}}\s*\{{(?:d|\\partial\s)\s*[a-zA-Z](?:\^\{{?\d\}}?)?\}}
+    |\\frac\s*\{{d\}}\s*\{{d\s*[a-zA-Z]\}}\s*(?:\([^=()]*\)|\[[^=\[\]]*\])
     |\([a-z](?:\s*,\s*[a-z])+\)
     |(?i:area|volume|perimeter|circumference|length|width|height|distance|radius|diameter|slope|probability|sum|total)
 """

@@ -31,6 +31,7 @@ _SPAN = re.compile(
     re.IGNORECASE,
 )
 _PLAIN_NUMBER = re.compile(r"(?<![\d.,{-])\d(?:[\d.,/]*\d)?(?!\s*[-+*/^=<>%×])")
+_UNEQUAL = re.compile(r"(?:≠|!=|\\neq?)[\s$]*$")
 _LINKS = "be equal to the a number value exactly really simply ist est es son è é".split()  # noqa: SIM905
 _AND = ("and", "und", "et", "y", "e", "ve", "и")
 _ANOTHER = re.compile(r"\s*\$?\s*[,;/|&]\s*[-$]*\d")
@@ -93,11 +94,13 @@ def denies(text: str, value: str) -> bool:
         if match[0] != numbers[0]:
             continue
         before = SENTENCE_END.split(text[: match.start()])[-1]
+        if _UNEQUAL.search(before):
+            return True
         words = tokens(before)
         at = len(words) - 1
         while at >= 0 and words[at].text in _LINKS:
             at -= 1
-        if at < 0 or not words[at].cues & cue.NEGATION or words[at].text == "no":
+        if at < 0 or not words[at].cues & cue.NEGATION or words[-1].text == "no":
             continue
         if not any(w.cues & (cue.OTHER | cue.CONDITION | cue.IF) for w in clause_of(words, at)):
             return True

@@ -45,6 +45,8 @@ _REWRITES = (
     (re.compile(r"\\(sin|cos|tan|ln|log)(\^\{?\d\}?)?\s*(?=[a-z0-9](?![a-z0-9]))"), r"\\\1\2 "),
     (re.compile(r"\s*\\mathrm\{d\}"), "d"),
     (re.compile(r"\^\s*(?:\{\s*((?:\\prime\s*)+)\}|\\prime)|′"), lambda m: "'" * max(1, m[0].count("prime"))),
+    (re.compile(r"\\(begin|end)\s*\{bmatrix\}"), r"\\\1{pmatrix}"),
+    (re.compile(r"\\\\\s*\[[\d.]+(?:pt|em|ex|mm|cm)\]"), r"\\\\"),
 )  # fmt: skip
 _SIGN = r"(?:<=|>=|<|>|\\leq|\\geq)"
 _CHAIN = re.compile(
