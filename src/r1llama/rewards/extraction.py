@@ -327,7 +327,7 @@ def _unmarked(section: str, several: bool) -> Answer:
     reason = _doubt(last, several)
     if reason:
         return Answer(None, None, reason)
-    shown = bool(_SHOWN.search(body))  # "**42**" on a line of its own at the end
+    shown = bool(_SHOWN.search(body[-MAX_CLAUSE - 20 :]))  # "**42**" on a line of its own at the end
     if (alone or shown) and (parse_number(last) is not None or _ALL_MATHS.fullmatch(last)):
         return Answer(last, "bare", "found")
     sentences = [s.strip() for s in SENTENCE_END.split(last) if any(map(str.isalnum, s))]
