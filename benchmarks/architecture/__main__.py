@@ -1,7 +1,10 @@
 """The architecture against its peers: `python -m benchmarks.architecture [--quick] [--device cuda] [--json FILE]`.
 
 Each section checks that both sides compute the same before it times them. `--quick` takes the smaller sizes, in less
-than a minute; its figures only show that everything runs.
+than a minute; its figures only show that everything runs, and are not judged.
+
+One thread, unless `--threads` says otherwise: where others use the cores too, a second thread mostly waits for the
+first, at every small operation.
 """
 
 import argparse
@@ -22,9 +25,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, one repeat, under a minute")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda (bf16 and larger shapes)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="run these sections")
     parser.add_argument("--json", help="write the table here")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     hardware = torch.cuda.get_device_name() if arguments.device == "cuda" else platform.machine()
@@ -35,6 +40,8 @@ def main():
         for row in importlib.import_module(f"benchmarks.architecture.{section}").rows(
             arguments.quick, arguments.device
         ):
+            if arguments.quick:
+                row.bar = None
             rows.append({"section": section, **dataclasses.asdict(row), "verdict": row.verdict})
             bar = "" if row.bar is None else f"{'<=' if row.at_most else '>='} {row.bar:g}"
             error = "" if row.error is None else f"   difference {row.error:.1e}"

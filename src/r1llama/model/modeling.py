@@ -114,9 +114,8 @@ class R1LlamaPreTrainedModel(LlamaPreTrainedModel):
     config: R1LlamaConfig
     _no_split_modules = ["R1LlamaDecoderLayer"]
     _keep_in_fp32_modules_strict = ["e_score_correction_bias"]
-    _keys_to_ignore_on_load_unexpected = [
-        r"^mtp\."
-    ]  # only `R1LlamaForCausalLM` has them; transformers' MTP looks here
+    # Only `R1LlamaForCausalLM` has these layers; transformers' `MtpModel` looks for their prefix here
+    _keys_to_ignore_on_load_unexpected = [r"^mtp\."]
     _can_set_experts_implementation_cached_value = True  # transformers greps this file for a decorator of another
     _can_record_outputs = {
         "hidden_states": R1LlamaDecoderLayer,
