@@ -103,10 +103,11 @@ def fastest_experts(
 ) -> torch.Tensor:
     """The backend "r1llama", the default: what was measured to be fastest.
 
-    On a CPU our own op, at every number of tokens (`python -m benchmarks.architecture --only experts`). Elsewhere
-    `grouped_mm` for prefill and training, and `batched_mm` for decode: it copies the weights of T * K experts, which
-    pays while those are no more than the layer has, T * K <= E (transformers' own measurements; none of ours).
-    None of them waits for the device, and each touches all experts' tensors in every backward pass.
+    On a CPU our own op for training, and `grouped_mm` without gradients, where an op of ours only adds its overhead
+    (`python -m benchmarks.architecture --only experts`). Elsewhere `grouped_mm` for prefill and training, and
+    `batched_mm` for decode: it copies the weights of T * K experts, which pays while those are no more than the layer
+    has, T * K <= E (transformers' own measurements; none of ours). None of them waits for the device, and each touches
+    all experts' tensors in every backward pass.
 
     Autocast reaches the experts here, as it reaches any linear layer; in transformers' backends it does not, and
     mixed precision would multiply in fp32. While decoding the weights stay as they are: to cast all experts for a few
@@ -118,11 +119,13 @@ def fastest_experts(
         dtype = torch.get_autocast_dtype(x_TD.device.type)
         gate_up_proj, down_proj = gate_up_proj.to(dtype), down_proj.to(dtype)
     x_as_weights_TD = x_TD.to(gate_up_proj.dtype)
-    if x_TD.device.type == "cpu" and self.config.hidden_act == "silu":
+    if x_TD.device.type == "cpu" and torch.is_grad_enabled() and self.config.hidden_act == "silu":
         return cpu_experts(x_as_weights_TD, ids_TK, weights_TK, gate_up_proj, down_proj)[0].to(x_TD.dtype)
-    experts = SimpleNamespace(
-        **vars(self) | {"gate_up_proj": gate_up_proj, "down_proj": down_proj, "_apply_gate": self._apply_gate}
-    )
+    experts = self
+    if gate_up_proj is not self.gate_up_proj:
+        experts = SimpleNamespace(
+            **vars(self) | {"gate_up_proj": gate_up_proj, "down_proj": down_proj, "_apply_gate": self._apply_gate}
+        )
     is_batched = is_decode and x_TD.device.type != "cpu"
     backend = batched_mm_experts_forward if is_batched else grouped_mm_experts_forward
     return backend(experts, x_as_weights_TD, ids_TK, weights_TK).to(x_TD.dtype)
