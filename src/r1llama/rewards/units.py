@@ -58,6 +58,7 @@ _MEASURES = {
     "J": "joule joules",
     "N": "newton newtons",
     "Hz": "hertz",
+    "m/s²": "m/s^2 m/s^{2} m/s2",
     "cm²": "cm^2 cm^{2} cm2 sq cm square cm square centimeters square centimetres",
     "m²": "m^2 m^{2} m2 sq m square m square meters square metres",
     "ft²": "ft^2 ft^{2} sq ft square feet",
