@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -339,6 +340,7 @@ def run(main) -> None:
     try:
         main(sys.argv[1:])
     except RecipeError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"r1llama: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(30)  # the launcher ends all processes with the first: that one is to be the one that speaks
+        print(f"r1llama: {error}", file=sys.stderr)
         sys.exit(2)
