@@ -8,7 +8,7 @@ import re
 from . import lexicon as cue
 from .lexicon import MARK, Token, tokens
 from .phrases import LEAD, LEADS_IN
-from .retraction import SENTENCE_END, clause_of, doubt_beside
+from .retraction import SENTENCE_END, clause_of, clause_span, doubt_beside
 from .units import canonical_unit
 
 _DRESS = " \t\n$*_`\"'“”«»„「」()[]{}:：>#\\"
@@ -124,11 +124,7 @@ def _resists(words: list[Token], at: int) -> bool:
 
 def _of_the_subject(words: list[Token], at: int, announced: bool) -> bool:
     """Tell whether a negation is part of what is counted: "those who do not play are", "since it is not even"."""
-    start, end = at, at + 1
-    while start and words[start - 1].cues != MARK:
-        start -= 1
-    while end < len(words) and words[end].cues != MARK:
-        end += 1
+    start, end = clause_span(words, at)
     governed = any(
         w.cues & cue.RELATIVE or (w.text == "that" and words[i + 1].cues & cue.COPULA)
         for i, w in enumerate(words[start:at], start=start)

@@ -239,10 +239,17 @@ def _denied(words: list[Token], text: str) -> str:
     return ""
 
 
-def clause_of(words: list[Token], at: int) -> list[Token]:
+def clause_span(words: list[Token], at: int) -> tuple[int, int]:
+    """Where the clause around word `at`, between two marks, starts and ends."""
     start, end = at, at + 1
     while start and words[start - 1].cues != MARK:
         start -= 1
     while end < len(words) and words[end].cues != MARK:
         end += 1
+    return start, end
+
+
+def clause_of(words: list[Token], at: int) -> list[Token]:
+    """The words of the clause around word `at`."""
+    start, end = clause_span(words, at)
     return words[start:end]
