@@ -1,7 +1,7 @@
 """The `r1llama` command: parses and hands over, nothing more.
 
-    r1llama sft --config recipe.yaml [--key value ...]
-    r1llama grpo --config recipe.yaml [--key value ...]
+    r1llama sft --config recipe.yaml [--smoke] [--key value ...]
+    r1llama grpo --config recipe.yaml [--smoke] [--key value ...]
     r1llama evaluate ...
     r1llama rewards ...
 

@@ -9,6 +9,8 @@ from trl import GRPOConfig, ModelConfig, SFTConfig
 from r1llama.training import grpo, recipe, stage
 from r1llama.training.checks import check_values
 
+from .conftest import argv
+
 ROOT = Path(__file__).parents[2]
 STAGES = {"sft": (stage.StageArguments, SFTConfig, ModelConfig), "grpo": (grpo.GRPOArguments, GRPOConfig, ModelConfig)}
 RECIPES = [path for path in sorted(ROOT.glob("recipes/*/*.yaml")) if path.parent.name != "accelerate"]
@@ -35,3 +37,43 @@ def test_zero3_on_cpus_differs_from_zero3_only_in_the_machine():
     top, cpu = (load_config_from_file(str(ROOT / p)) for p in ("zero3.yaml", "recipes/accelerate/zero3_cpu2.yaml"))
     assert cpu.deepspeed_config.items() <= top.deepspeed_config.items()
     assert (cpu.use_cpu, cpu.num_processes) == (True, 2)
+
+
+SFT = {"output_dir": "out", "max_steps": 100, "learning_rate": 1e-3}
+
+
+def read(path, values, *more):
+    return recipe.read(STAGES["sft"], [*argv(values, path / "r.yaml"), *more])[-1]
+
+
+def test_smoke_values_replace_the_recipes_and_the_command_line_wins(tmp_path):
+    values = SFT | {"smoke": {"max_steps": 2, "learning_rate": "5e-4"}}
+    real, trial = read(tmp_path, values), read(tmp_path, values, "--smoke")
+    assert {key: real[key] for key in SFT} == SFT
+    assert {key: trial[key] for key in SFT} == {"output_dir": "out-smoke", "max_steps": 2, "learning_rate": 5e-4}
+    assert {key for key in real if real[key] != trial[key]} == SFT.keys()
+    last = read(tmp_path, values, "--max_steps", "3", "--smoke", "--output_dir", "mine")
+    assert (last["max_steps"], last["output_dir"], last["learning_rate"]) == (3, "mine", 5e-4)
+    named = read(tmp_path, SFT | {"smoke": {"output_dir": "elsewhere"}}, "--smoke")
+    assert (named["output_dir"], named["max_steps"]) == ("elsewhere", 100)
+
+
+@pytest.mark.parametrize(
+    ("smoke", "words", "said"),
+    [
+        ({"max_step": 2}, [], "`smoke`: unknown key `max_step`. Did you mean `max_steps`?"),
+        ({"max_steps": "two"}, [], "`smoke`: `max_steps: two` is no int"),
+        ({"warmup_ratio": 0.1}, [], "`smoke`: `warmup_ratio` is gone"),
+        ([2], [], "`smoke` must hold `key: value` lines, not a list"),
+        (None, ["--smoke"], "r.yaml has no `smoke:` values"),
+    ],
+)
+def test_smoke_values_are_checked_whether_they_are_used_or_not(smoke, words, said, tmp_path):
+    with pytest.raises(recipe.RecipeError) as caught:
+        read(tmp_path, SFT | {"smoke": smoke}, *words)
+    assert said in str(caught.value)
+
+
+def test_smoke_needs_a_recipe():
+    with pytest.raises(recipe.RecipeError, match="--config"):
+        recipe.read(STAGES["sft"], ["--smoke"])

@@ -1,7 +1,11 @@
 """A recipe: one YAML file whose keys are the fields of a stage's dataclasses; the command line overrides it.
 
-`read` turns `--config recipe.yaml --key value ...` into dataclass instances plus the resolved values; `save` writes
-those values back as a recipe that resolves to the same run.
+`read` turns `--config recipe.yaml [--smoke] --key value ...` into dataclass instances plus the resolved values; `save`
+writes those values back as a recipe that resolves to the same run.
+
+A recipe may hold `smoke:`, a mapping of its own keys. `--smoke` puts those values over the recipe's, for a trial of a
+minute, and its output beside the real one's, in `<output_dir>-smoke`. The command line wins over both. Relative paths
+start at the working directory.
 """
 
 import dataclasses
@@ -57,14 +61,19 @@ def read(dataclass_types, argv: list[str], check=lambda values: None):
     Raises:
         RecipeError: An unknown or retired key, a value of the wrong type, a missing file.
     """
-    parser = RecipeParser(dataclass_types, allow_abbrev=False)
+    usage = "--config recipe.yaml [--smoke] [--key value ...]"
+    parser = RecipeParser(dataclass_types, allow_abbrev=False, usage=usage)
     parser.set_defaults_with_config(output_dir=None, resume_from_checkpoint="auto")
     argv = [piece for word in argv for piece in (word.split("=", 1) if word.startswith("--config=") else [word])]
     fields = {f.name: f for t in dataclass_types for f in dataclasses.fields(t) if f.init}
     for word in argv:
         name = word.removeprefix("--").split("=", 1)[0].replace("-", "_")
-        if word.startswith("--") and name not in {"config", "help"}:
+        if word.startswith("--") and name not in {"config", "smoke", "help"}:
             _refuse_unknown(name if name in fields else name.removeprefix("no_"), fields, "command line")
+    smoke = "--smoke" in argv
+    argv = [word for word in argv if word != "--smoke"]
+    if smoke and "--config" not in argv:
+        raise RecipeError("--smoke runs the `smoke:` values of a recipe: name it with --config")
     if "--config" in argv:
         at = argv.index("--config")
         if at + 1 == len(argv):
@@ -74,9 +83,18 @@ def read(dataclass_types, argv: list[str], check=lambda values: None):
         values = _read_yaml(path)
         for name, value in (values.pop("env", None) or {}).items():
             os.environ[name] = str(value)
-        for name, value in values.items():
-            _refuse_unknown(name, fields, path)
-            values[name] = _typed(name, value, fields[name], path)
+        trial = values.pop("smoke", None)
+        _check(values, fields, path)
+        if trial is not None:
+            if not isinstance(trial, dict):
+                raise RecipeError(f"{path}: `smoke` must hold `key: value` lines, not a {type(trial).__name__}")
+            _check(trial, fields, f"{path}, `smoke`")
+        if smoke:
+            if trial is None:
+                raise RecipeError(f"{path} has no `smoke:` values")
+            if values.get("output_dir"):
+                trial.setdefault("output_dir", str(values["output_dir"]).rstrip("/") + "-smoke")
+            values |= trial
         parser.set_defaults_with_config(**values)
     values = vars(parser.parse_args(argv))
     # Without an accelerator the CPU is the only choice, and TrainingArguments allows bf16 there only if told so.
@@ -105,6 +123,13 @@ def _read_yaml(path) -> dict:
     if not isinstance(values, dict):
         raise RecipeError(f"--config {path} must hold `key: value` lines, not a {type(values).__name__}")
     return values
+
+
+def _check(values: dict, fields, where: str) -> None:
+    """Refuse unknown keys and wrong types; each value then has its field's type."""
+    for name, value in values.items():
+        _refuse_unknown(name, fields, where)
+        values[name] = _typed(name, value, fields[name], where)
 
 
 def _refuse_unknown(name: str, fields, where: str) -> None:
