@@ -98,7 +98,8 @@ def read(dataclass_types, argv: list[str], check=lambda values: None):
         parser.set_defaults_with_config(**values)
     values = vars(parser.parse_args(argv))
     # Without an accelerator the CPU is the only choice, and TrainingArguments allows bf16 there only if told so.
-    values["use_cpu"] = values["use_cpu"] or not torch.accelerator.is_available()
+    if "use_cpu" in values:
+        values["use_cpu"] = values["use_cpu"] or not torch.accelerator.is_available()
     check(values)
     secrets = {"hub_token"}
     try:

@@ -31,8 +31,8 @@ PAD_CANDIDATES = ["<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|e
 
 
 @dataclass
-class StageArguments:
-    """The keys of a recipe that neither TRL's config nor its `ModelConfig` has."""
+class DataArguments:
+    """Where the rows come from and what they become."""
 
     dataset_name: str | None = field(
         default=None,
@@ -54,6 +54,12 @@ class StageArguments:
         default=None,
         metadata={"help": "System message of every chat prompt. Unset: the task's own, or none; empty: none."},
     )
+
+
+@dataclass
+class StageArguments(DataArguments):
+    """The keys of a training recipe that neither TRL's config nor its `ModelConfig` has."""
+
     log_completions_steps: int | None = field(
         default=None,
         metadata={"help": "Write sample completions to output_dir/completions/ every so many optimizer steps."},
@@ -89,7 +95,7 @@ def record(values: dict) -> None:
     PartialState().wait_for_everyone()
 
 
-def load_dataset(args: StageArguments, split: str, kind: str):
+def load_dataset(args: DataArguments, split: str, kind: str):
     """One split, with the task and the system prompt applied.
 
     Args:
