@@ -3,6 +3,7 @@
     r1llama sft --config recipe.yaml [--smoke] [--key value ...]
     r1llama grpo --config recipe.yaml [--smoke] [--key value ...]
     r1llama evaluate ...
+    r1llama inspect MODEL
     r1llama rewards ...
 
 `sft` and `grpo` take the same words as `accelerate launch -m r1llama.training.sft` and `... .grpo`, which is how to
@@ -18,6 +19,7 @@ COMMANDS = {
     "sft": ("r1llama.training.sft", "supervised fine-tuning from a recipe"),
     "grpo": ("r1llama.training.grpo", "reinforcement learning from a recipe"),
     "evaluate": ("r1llama.evaluation.command", "score a model on problems"),
+    "inspect": ("r1llama.model.sizes", "count a model's parameters and what a token adds to its cache"),
     "rewards": ("r1llama.rewards.command", "list, try and attack reward functions"),
 }
 
