@@ -41,12 +41,12 @@ def main(argv: list[str] | None = None) -> int:
     command = parser.parse_args(argv[:1]).command
     try:
         status = importlib.import_module(COMMANDS[command][0]).main(argv[1:])
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         if not type(error).__module__.startswith("r1llama."):
             raise
-        # A refusal (RecipeError, DataError): its message is written for the user.
+        # A refusal (RecipeError, DataError) or a run that ended early (RunStopped): written for the user.
         print(f"r1llama: {error}", file=sys.stderr)
-        return 2
+        return getattr(error, "status", 2)
     return status if isinstance(status, int) else 0
 
 

@@ -147,7 +147,8 @@ def test_start_over_ignores_and_outdates_old_checkpoints(sft_recipe, tmp_path):
     sft.main(argv(sft_recipe, tmp_path / "r.yaml", save_steps=2))
     sft.main(argv(sft_recipe, tmp_path / "r.yaml", resume_from_checkpoint=False, save_strategy="no"))
     assert len(json_lines(tmp_path / "out" / "metrics.jsonl")) == 5  # four steps and the summary
-    assert not list((tmp_path / "out").glob("checkpoint-*/complete.json"))
+    names = sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))
+    assert names == ["checkpoint-2.aside", "checkpoint-4.aside"]
 
 
 def test_old_checkpoints_go_only_when_a_newer_one_is_complete(sft_recipe, tmp_path):
@@ -159,7 +160,7 @@ def test_a_checkpoint_of_the_model_only_is_not_resumed_from(sft_recipe, tmp_path
     caplog.set_level("INFO", logger="r1llama")
     for _ in range(2):
         sft.main(argv(sft_recipe, tmp_path / "r.yaml", save_only_model=True))
-    assert "passed over checkpoint-4: no complete.json" in caplog.text
+    assert "passed over checkpoint-4: it holds the model only" in caplog.text
     assert caplog.text.count("no checkpoint to resume from") == 2
 
 

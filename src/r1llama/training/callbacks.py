@@ -1,6 +1,5 @@
 """What a stage does beside the trainer's own work.
 
-- `CheckpointMarker`: marks each checkpoint complete, then drops old ones
 - `MetricsFile`: one line of JSON per log
 - `CompletionsFile`: the rollouts of a step with their rewards, as JSON lines (GRPO)
 - `SampleCompletions`: greedy answers to a few fixed prompts, as JSON lines (SFT)
@@ -12,13 +11,11 @@
 import json
 import logging
 import math
-import shutil
 import time
 from collections import Counter
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import reduce
 from peft import PeftModel
 from transformers import TrainerCallback
@@ -27,38 +24,9 @@ from trl.models import unwrap_model_for_generation
 from r1llama.model import update_router_bias
 from r1llama.rewards.diagnostics import diagnose
 from r1llama.rewards.text import completion_text
-from r1llama.training.checkpoint import MARKER, checkpoints, mark_complete, why_incomplete
+from r1llama.training.checkpoint import replace_text
 
 log = logging.getLogger("r1llama")
-
-
-class CheckpointMarker(TrainerCallback):
-    """Marks a checkpoint once all processes have written it.
-
-    Args:
-        keep: How many complete checkpoints stay (`save_total_limit`); None for all. The trainer's own rotation runs
-            before the marker exists, and a crash between the two could leave no complete checkpoint at all.
-    """
-
-    def __init__(self, keep: int | None):
-        self.keep = keep
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        # What another trajectory left beyond this point must not be mistaken for ours.
-        if state.is_world_process_zero:
-            for step, folder in checkpoints(args.output_dir):
-                if step > state.global_step:
-                    (folder / MARKER).unlink(missing_ok=True)
-
-    def on_save(self, args, state, control, **kwargs):
-        PartialState().wait_for_everyone()
-        if state.is_world_process_zero:
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-            complete = [folder for _, folder in checkpoints(args.output_dir) if why_incomplete(folder) is None]
-            for folder in complete[self.keep :] if self.keep else []:
-                if folder != Path(state.best_model_checkpoint or ""):
-                    shutil.rmtree(folder)
-        PartialState().wait_for_everyone()
 
 
 class _JsonLines(TrainerCallback):
@@ -73,7 +41,7 @@ class _JsonLines(TrainerCallback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         kept = [line for line in lines if state.global_step and self._step(line) <= state.global_step]
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        replace_text(self.path, "".join(line + "\n" for line in kept))
 
     @staticmethod
     def _step(line: str) -> float:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from trl import is_conversational
 
+from r1llama.training.output_lock import hold
 from r1llama.training.recipe import RecipeError
 from r1llama.versions import declared
 
@@ -122,7 +123,7 @@ def _near_divisor(batch: int, group: int) -> int:
 
 
 def check_machine(values: dict) -> None:
-    """Refuse what this machine cannot do. Makes the output directory."""
+    """Refuse what this machine cannot do. Makes the output directory, and holds it for this run."""
     folder = Path(values["output_dir"])
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,6 +132,7 @@ def check_machine(values: dict) -> None:
         probe.unlink()
     except OSError as error:
         raise RecipeError(f"`output_dir: {folder}` cannot be written: {error.strerror}") from error
+    hold(folder)
     weights = sum(path.stat().st_size for path in Path(values["model_name_or_path"]).glob("*.safetensors"))
     need, free = max(SMALLEST_DISK, 4 * weights), shutil.disk_usage(folder).free
     if free < need:

@@ -82,7 +82,7 @@ def main(argv: list[str]) -> dict[str, float]:
     period = math.ceil(rounds / training_args.gradient_accumulation_steps)
     if training_args.save_steps % period:
         stage.log.warning("for exact resuming, make `save_steps` a multiple of %d, the steps per generation", period)
-    stage.record(values)
+    stage.record(values, resume_from)
 
     trainer = RoutingReplayGRPOTrainer(
         replay_routing=args.replay_routing,

@@ -17,6 +17,8 @@ import torch
 import yaml
 from trl import TrlParser
 
+from r1llama.training.checkpoint import replace_text
+
 # Keys that older recipes carry, and what says the same thing today.
 GONE_KEYS = {
     "max_prompt_length": "prompts are never cut now: shorten or filter the data; one that does not fit is refused",
@@ -110,7 +112,7 @@ def read(dataclass_types, argv: list[str], check=lambda values: None):
 
 def save(values: dict, path: Path) -> None:
     """Write resolved values as a recipe that `read` turns into the same run."""
-    Path(path).write_text(yaml.safe_dump(values, allow_unicode=True, width=119), encoding="utf-8")
+    replace_text(Path(path), yaml.safe_dump(values, allow_unicode=True, width=119))
 
 
 def _read_yaml(path) -> dict:

@@ -58,7 +58,7 @@ def main(argv: list[str]) -> dict[str, float]:
     resume_from = stage.resume_point(training_args)
     if metrics := stage.finished(training_args, resume_from):
         return metrics
-    stage.record(values)
+    stage.record(values, resume_from)
 
     trainer = SFTTrainer(
         model=stage.load_model(model_args, training_args, config),

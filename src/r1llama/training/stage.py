@@ -4,14 +4,15 @@ import importlib
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import yaml
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerState, set_seed
 from trl import get_peft_config, get_quantization_config, is_conversational
@@ -20,10 +21,13 @@ import r1llama  # noqa: F401  (registers the architecture with the Auto classes)
 from r1llama.data.loading import DataError, load_rows, looks_local
 from r1llama.model import lora_targets
 from r1llama.training import recipe
-from r1llama.training.callbacks import AuxiliaryLosses, CheckpointMarker, MetricsFile, RouterBalancing
-from r1llama.training.checkpoint import newest_complete, why_incomplete
+from r1llama.training.callbacks import AuxiliaryLosses, MetricsFile, RouterBalancing
+from r1llama.training.checkpoint import about, newest_complete, replace_text, why_unusable
+from r1llama.training.continuity import check_data, check_recipe, data_identity
+from r1llama.training.durable import DurableTrainer
 from r1llama.training.optimizers import Muon, param_groups
 from r1llama.training.recipe import RecipeError
+from r1llama.training.stopping import RunStopped, StopSignals
 
 log = logging.getLogger("r1llama")
 
@@ -81,14 +85,16 @@ def set_up() -> None:
     log.setLevel(logging.INFO if PartialState().is_main_process else logging.ERROR)
 
 
-def record(values: dict) -> None:
-    """Log the resolved recipe, save it where the model will lie, and name what differs from the run found there."""
+def record(values: dict, resume_from: str | None = None) -> None:
+    """Log the resolved recipe, save it where the model will lie, and compare it with that of the checkpoint.
+
+    Raises:
+        RecipeError: The run cannot continue from this checkpoint, see `r1llama.training.continuity`.
+    """
+    if resume_from:
+        check_recipe(values, resume_from)
     if PartialState().is_main_process:
         path = Path(values["output_dir"]) / "recipe.yaml"
-        if path.exists():
-            before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-            for key in sorted(key for key in values if key in before and before[key] != values[key]):
-                log.warning("%s: `%s: %s` until now, %s from here on", path, key, before[key], values[key])
         recipe.save(values, path)
         path.with_name("all_results.json").unlink(missing_ok=True)  # the sign of a finished run
         log.info("recipe: %s", json.dumps(values, sort_keys=True, default=str))
@@ -236,20 +242,27 @@ def adapters(model_args, config) -> dict:
 
 
 def resume_point(training_args) -> str | None:
-    """The checkpoint to continue from, by `resume_from_checkpoint`: auto (or true), false, or a path."""
+    """The checkpoint to continue from, by `resume_from_checkpoint`: auto (or true), false, or a path. The main process
+    verifies it, for all."""
     wish = str(training_args.resume_from_checkpoint)
     if wish.lower() in ("false", "none"):
         return None
-    if wish.lower() in ("auto", "true"):
+    found: list[str | None] = [None, None]  # the checkpoint, and what is wrong with the one wished for
+    if PartialState().is_main_process and wish.lower() in ("auto", "true"):
         folder, passed_over = newest_complete(training_args.output_dir)
         for reason in passed_over:
             log.warning("passed over %s", reason)
         log.info("resuming from %s", folder) if folder else log.info("no checkpoint to resume from: step 0")
-        return str(folder) if folder else None
-    reason = why_incomplete(Path(wish)) if Path(wish).is_dir() else "no such directory"
+        found = [str(folder) if folder else None, None]
+    elif PartialState().is_main_process:
+        found = [wish, why_unusable(Path(wish)) if Path(wish).is_dir() else "no such directory"]
+    folder, reason = broadcast_object_list(found)
     if reason:
-        raise RecipeError(f"`resume_from_checkpoint: {wish}`: {reason}; `auto` finds the newest complete one")
-    return wish
+        raise RecipeError(
+            f"`resume_from_checkpoint: {wish}`: {reason}; `auto` finds the newest complete one in `output_dir`, and "
+            "`model_name_or_path` starts a new run from the weights of any model"
+        )
+    return folder
 
 
 def finished(training_args, resume_from: str | None) -> dict[str, float] | None:
@@ -280,9 +293,10 @@ def train(trainer, args: StageArguments, stage: str, resume_from: str | None) ->
     training_args = trainer.args
     output_dir = Path(training_args.output_dir)
     trainer.add_callback(MetricsFile(output_dir / "metrics.jsonl"))
-    if not training_args.save_only_model:  # else there is nothing to resume from
-        trainer.add_callback(CheckpointMarker(training_args.save_total_limit))
-        training_args.save_total_limit = None  # the marker callback rotates, and only after the new one is complete
+    identity = data_identity(trainer.train_dataset)
+    if resume_from:
+        check_data(identity, resume_from)
+    DurableTrainer.adopt(trainer, data=identity)
     if trainer.model.config.model_type == "r1llama":
         trainer.callback_handler.callbacks.insert(0, AuxiliaryLosses())
     if getattr(trainer.model.config, "num_experts", 0):
@@ -299,14 +313,26 @@ def train(trainer, args: StageArguments, stage: str, resume_from: str | None) ->
     trainer.get_decay_parameter_names = lambda model: [
         name for name in decayed(model) if not name.endswith(("enorm.weight", "hnorm.weight"))
     ]
-    metrics = trainer.train(resume_from_checkpoint=resume_from).metrics
+    with StopSignals() as signals:
+        trainer.add_callback(signals)
+        metrics = trainer.train(resume_from_checkpoint=resume_from).metrics
+    step, last = trainer.state.global_step, trainer.state.max_steps
+    if signals.received and step < last:
+        raise RunStopped(
+            f"stopped by {signal.Signals(signals.received).name} after step {step} of {last}, with checkpoint-{step}: "
+            "the same command continues",
+            status=128 + signals.received,
+        )
+    if resume_from and about(Path(resume_from))["step"] == step:
+        del metrics["train_loss"]  # a mean over no steps
     if training_args.eval_strategy != "no":
         metrics |= trainer.evaluate()
     save(trainer, args, stage)
     if training_args.push_to_hub:
         trainer.push_to_hub()
-    trainer.save_metrics("all", metrics, combined=False)
     trainer.save_state()
+    if trainer.is_world_process_zero():  # last: it says that all the rest is there
+        replace_text(output_dir / "all_results.json", json.dumps(metrics, indent=4, sort_keys=True))
     log.info("done: %s", output_dir)
     trainer.accelerator.end_training()
     return metrics
@@ -345,6 +371,9 @@ def run(main) -> None:
     """Entry point of `python -m`: a refusal is one message on stderr and exit status 2, without a traceback."""
     try:
         main(sys.argv[1:])
+    except RunStopped as error:
+        print(f"r1llama: {error}", file=sys.stderr)
+        sys.exit(error.status)
     except RecipeError as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(30)  # the launcher ends all processes with the first: that one is to be the one that speaks
