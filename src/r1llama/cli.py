@@ -16,6 +16,7 @@ import sys
 
 # command -> (module whose `main(argv)` gets the rest of the line, what it does)
 COMMANDS = {
+    "tokenizer": ("r1llama.training.tokenizer", "train a tokenizer from a recipe"),
     "sft": ("r1llama.training.sft", "supervised fine-tuning from a recipe"),
     "grpo": ("r1llama.training.grpo", "reinforcement learning from a recipe"),
     "evaluate": ("r1llama.evaluation.command", "score a model on problems"),

@@ -19,6 +19,7 @@ from trl import get_peft_config, get_quantization_config, is_conversational
 
 import r1llama  # noqa: F401  (registers the architecture with the Auto classes)
 from r1llama.data.loading import DataError, load_rows, looks_local
+from r1llama.data.tokenizer import end_of_turn
 from r1llama.model import lora_targets
 from r1llama.training import recipe
 from r1llama.training.callbacks import AuxiliaryLosses, MetricsFile, RouterBalancing
@@ -355,16 +356,6 @@ def save(trainer, args: StageArguments, stage: str) -> None:
     trainer.create_model_card(
         model_name=Path(trainer.args.output_dir).name, dataset_name=hub_dataset, tags=["r1llama", "reasoning", stage]
     )
-
-
-def end_of_turn(tokenizer) -> int | None:
-    """Id of the special token that the chat template writes after an assistant's turn; None if there is none."""
-    if tokenizer.chat_template is None:
-        return None
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "r1llama"}]
-    after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("r1llama")[2]
-    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
-    return ids[0] if ids and ids[0] in tokenizer.all_special_ids else None
 
 
 def run(main) -> None:
