@@ -42,6 +42,7 @@ def main(argv: list[str]) -> dict[str, float]:
         )
     tokenizer = stage.load_tokenizer(model_args, config, training_args.trust_remote_code)
     tokenizer.padding_side = "right"
+    stage.set_chat_template(training_args, tokenizer)
     rows = stage.load_dataset(args, args.dataset_train_split, "demonstration")
     shapes = [{"prompt", "completion"}, {"messages"}, {training_args.dataset_text_field}, {"input_ids"}]
     if not any(shape <= set(rows.column_names) for shape in shapes):

@@ -16,8 +16,10 @@ from accelerate.utils import broadcast_object_list
 from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerState, set_seed
 from trl import get_peft_config, get_quantization_config, is_conversational
+from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
 import r1llama  # noqa: F401  (registers the architecture with the Auto classes)
+from r1llama.data.chat import TEMPLATES, special_tokens, template_path
 from r1llama.data.loading import DataError, load_rows, looks_local
 from r1llama.data.tokenizer import end_of_turn
 from r1llama.model import lora_targets
@@ -186,6 +188,36 @@ def load_tokenizer(model_args, config, trust_remote_code: bool):
             log.warning("no token to pad with but eos %s: padding is told apart by the mask", tokenizer.eos_token)
             tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def set_chat_template(training_args, tokenizer) -> None:
+    """Give the tokenizer the template that `chat_template_path` names: one of `r1llama.data.chat`, or a Jinja file.
+    A model directory or hub id there is left to TRL. Refuse what `assistant_only_loss` cannot learn from."""
+    name = training_args.chat_template_path
+    if name and (name in TEMPLATES or name.endswith((".jinja", ".j2"))):
+        try:
+            tokenizer.chat_template = template_path(name).read_text(encoding="utf-8")
+        except DataError as error:
+            raise RecipeError(f"`chat_template_path`: {error}") from error
+        training_args.chat_template_path = None
+        missing = [mark for mark in special_tokens(tokenizer.chat_template) if mark not in tokenizer.get_vocab()]
+        if missing:
+            raise RecipeError(
+                f"`chat_template_path: {name}` writes {', '.join(missing)}, which the tokenizer lacks: use the "
+                "template of its own family, or add them as special tokens and resize the embeddings"
+            )
+        if end_of_turn(tokenizer) is None:
+            log.warning("`chat_template_path: %s` ends an assistant's turn in no special token", name)
+    if not training_args.assistant_only_loss or training_args.chat_template_path or not tokenizer.chat_template:
+        return
+    if not has_generation_markers(tokenizer.chat_template):
+        try:
+            get_training_chat_template(tokenizer)
+        except ValueError as error:
+            raise RecipeError(
+                "`assistant_only_loss: true` needs a chat template with {% generation %}, and TRL knows none for this "
+                f"tokenizer's: set `chat_template_path` to a Jinja file, or to one of {', '.join(TEMPLATES)}"
+            ) from error
 
 
 def load_model(model_args, training_args, config):
