@@ -43,7 +43,7 @@ SMALLEST_DISK = 200 * 2**20
 def check_values(values: dict) -> None:
     """Refuse resolved recipe values that no run can use."""
     for key in ("model_name_or_path", "dataset_name", "output_dir"):
-        if not values[key]:
+        if not values[key] and not (key == "model_name_or_path" and values.get("config_name")):
             raise RecipeError(f"`{key}` is missing: set it in the recipe or with --{key}")
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -133,7 +133,8 @@ def check_machine(values: dict) -> None:
     except OSError as error:
         raise RecipeError(f"`output_dir: {folder}` cannot be written: {error.strerror}") from error
     hold(folder)
-    weights = sum(path.stat().st_size for path in Path(values["model_name_or_path"]).glob("*.safetensors"))
+    start = values["model_name_or_path"]
+    weights = sum(path.stat().st_size for path in Path(start).glob("*.safetensors")) if start else 0
     need, free = max(SMALLEST_DISK, 4 * weights), shutil.disk_usage(folder).free
     if free < need:
         raise RecipeError(

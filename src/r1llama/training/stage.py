@@ -157,19 +157,27 @@ def load_config(model_args, trust_remote_code: bool):
         raise RecipeError(f"`model_name_or_path: {name}`: {error} A local directory needs no network.") from error
 
 
-def load_tokenizer(model_args, config, trust_remote_code: bool):
-    """The tokenizer, with a padding token that is not the end of sequence where the vocabulary has one to offer."""
+def load_tokenizer(model_args, config, trust_remote_code: bool, name: str | None = None):
+    """The tokenizer, with a padding token that is not the end of sequence where the vocabulary has one to offer.
+
+    Args:
+        model_args: `model_name_or_path` and its revision.
+        config: The model's, whose vocabulary must be large enough; None for a model that is yet to be made.
+        trust_remote_code: Whether its own code may run.
+        name: Where the tokenizer lies, if not with the model (`tokenizer_name`).
+    """
+    key = f"`tokenizer_name: {name}`" if name else f"`model_name_or_path: {model_args.model_name_or_path}`"
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            model_args.model_name_or_path,
-            revision=model_args.model_revision,
+            name or model_args.model_name_or_path,
+            revision=None if name else model_args.model_revision,
             trust_remote_code=trust_remote_code,
             padding_side="left",
             truncation_side="left",
         )
     except (OSError, ValueError) as error:
-        raise RecipeError(f"`model_name_or_path: {model_args.model_name_or_path}`: no tokenizer: {error}") from error
-    if len(tokenizer) > config.vocab_size:
+        raise RecipeError(f"{key}: no tokenizer: {error}") from error
+    if config is not None and len(tokenizer) > config.vocab_size:
         raise RecipeError(
             f"the tokenizer has {len(tokenizer)} tokens, but the model's config `vocab_size: {config.vocab_size}`: "
             "resize the model's embeddings, or use the tokenizer that belongs to it"
@@ -241,7 +249,13 @@ def load_model(model_args, training_args, config):
         raise RecipeError(f"`beta` needs a trained reference model, but {folder} holds no weights: set `beta: 0`")
     if model_args.load_in_4bit or model_args.load_in_8bit:
         raise RecipeError(f"nothing to quantise: {folder} holds no weights")
-    log.info("%s holds no weights: starting from random ones, seed %d", folder, training_args.seed)
+    log.info("%s holds no weights", folder)
+    return new_model(model_args, training_args, config)
+
+
+def new_model(model_args, training_args, config):
+    """A model initialised from the seed."""
+    log.info("starting from random weights, seed %d", training_args.seed)
     set_seed(training_args.seed)
     keywords = {"dtype": torch.float32 if model_args.dtype == "auto" else getattr(torch, model_args.dtype)}
     if model_args.attn_implementation:
