@@ -20,6 +20,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 from trl import ModelConfig, SFTConfig, SFTTrainer
 
@@ -30,6 +31,7 @@ from r1llama.training.checks import check_machine, check_values
 from r1llama.training.collator import PackedCollator
 from r1llama.training.recipe import RecipeError
 from r1llama.training.schedule import optimizer_steps, plan
+from r1llama.training.throughput import Perplexity, Throughput
 
 log = logging.getLogger("r1llama")
 
@@ -59,7 +61,7 @@ class PretrainArguments(stage.StageArguments):
     )
 
 
-class BlockTrainer(SFTTrainer):
+class BlockTrainer(Perplexity, SFTTrainer):
     """SFTTrainer on blocks of packed documents.
 
     Args:
@@ -72,6 +74,7 @@ class BlockTrainer(SFTTrainer):
         super().__init__(data_collator=PackedCollator(kwargs["processing_class"].pad_token_id), **kwargs)
         # FlashAttention knows packed documents in one row only
         self.data_collator.padding_free = "flash" in (self.model.config._attn_implementation or "")
+        self.args.include_num_input_tokens_seen = "all"  # there is no padding
         self.stream, self.stream_keys = stream, keys
         self.position = self.resumed_from = None
 
@@ -196,6 +199,7 @@ def main(argv: list[str]) -> dict[str, float]:
         processing_class=tokenizer,
         **stage.adapters(model_args, config),
     )
+    Throughput.add_to(trainer, length)
     return stage.train(trainer, args, "pretrain", resume_from)
 
 
@@ -238,7 +242,7 @@ def new_config(name: str, tokenizer):
         values[token] = getattr(tokenizer, token)
     try:
         return AutoConfig.for_model(model_type, **values)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, StrictDataclassError) as error:
         raise RecipeError(f"`config_name: {name}`: {error}") from error
 
 
