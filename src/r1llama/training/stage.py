@@ -229,9 +229,10 @@ def train(trainer, args: StageArguments, stage: str, resume_from: str | None) ->
     training_args = trainer.args
     output_dir = Path(training_args.output_dir)
     trainer.add_callback(MetricsFile(output_dir / "metrics.jsonl"))
-    identity = data_identity(trainer.train_dataset)
+    identity, began = data_identity(trainer.train_dataset), 0
     if resume_from:
         check_data(identity, resume_from)
+        began = about(Path(resume_from))["step"]
     DurableTrainer.adopt(trainer, data=identity)
     if trainer.model.config.model_type == "r1llama":
         trainer.callback_handler.callbacks.insert(0, AuxiliaryLosses())
@@ -259,7 +260,7 @@ def train(trainer, args: StageArguments, stage: str, resume_from: str | None) ->
             "the same command continues",
             status=128 + signals.received,
         )
-    if resume_from and about(Path(resume_from))["step"] == step:
+    if step == began:
         del metrics["train_loss"]  # a mean over no steps
     if training_args.eval_strategy != "no":
         metrics |= trainer.evaluate()
