@@ -10,7 +10,7 @@ For each stage, against one uninterrupted run:
 - disk: it fills up while a checkpoint is written, and while the final model is; the run must end with one message, and
   after space is freed the same command must finish. Needs root, to mount a small disk in memory.
 
-"equal": final weights that are, bit for bit, those of the uninterrupted run. A fork per run: one CPU process each.
+"equal": the final weights that are, bit for bit, those of the uninterrupted run. A fork per run: one CPU process each.
 """
 
 import argparse
@@ -66,7 +66,9 @@ def is_saving(drafts: Path) -> bool:
 
 def kills(stage: Stage, folder: Path, reference: str, seconds: float, count: int, chance: random.Random) -> dict:
     """Kill runs, and start them again, until `count` kills are done and the last run has ended well."""
-    row = collections.Counter({"kills": 0, "in a save": 0, "resumed": 0, "lost steps": 0, "unreadable": 0, "runs": 0})
+    row = collections.Counter(
+        {"kills": 0, "in a save": 0, "resumed": 0, "lost steps": 0, "unreadable": 0, "runs": 0, "runs equal": 0}
+    )
     while row["kills"] < count:
         trial, saved = folder / f"kills-{row['runs']}", 0
         while True:
@@ -91,8 +93,7 @@ def kills(stage: Stage, folder: Path, reference: str, seconds: float, count: int
             if not is_killed:
                 break
         row["runs"] += 1
-        row["ended well"] += status == 0
-        row["equal"] += digest(run.out) == reference
+        row["runs equal"] += digest(run.out) == reference
         if status or digest(run.out) != reference:
             print(f"  {trial.name}: status {status}, {run.said[-1500:]}", flush=True)
         else:
@@ -118,7 +119,7 @@ def damage(folder: Path, how: str, chance: random.Random) -> str:
 
 def corruptions(stage: Stage, folder: Path, whole: Path, reference: str, count: int, chance: random.Random) -> dict:
     """Damage the newest checkpoint of a run that ended early, `count` times."""
-    row = collections.Counter({"corruptions": count, "passed over": 0, "kept": 0, "equal": 0})
+    row = collections.Counter({"corruptions": count, "passed over": 0, "kept": 0, "then equal": 0})
     for index in range(count):
         trial = folder / f"corrupt-{index}"
         shutil.copytree(whole, trial)
@@ -128,7 +129,7 @@ def corruptions(stage: Stage, folder: Path, whole: Path, reference: str, count: 
         status = run.wait()
         row["passed over"] += f"passed over checkpoint-{step}: " in run.said and run.resumed_at() == step - 1
         row["kept"] += (trial / "out" / f"checkpoint-{step}.aside").is_dir()
-        row["equal"] += digest(run.out) == reference
+        row["then equal"] += digest(run.out) == reference
         if status or digest(run.out) != reference:
             print(f"  {trial.name}, {name} {DAMAGES[index % len(DAMAGES)]}: {run.said[-1500:]}", flush=True)
         else:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import logging
+import math
 import os
 import shutil
 import signal
@@ -20,7 +21,16 @@ log = logging.getLogger("r1llama")
 
 DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 ECHO_SECONDS = 1.0
-DISK_WORDS = ("No space left", "os error 28", "quota exceeded", "File too large", "os error 27", "file write failed")
+LARGEST_WEIGHT = 1e4  # no trained model comes near it
+DISK_WORDS = (
+    "No space left",
+    "os error 28",
+    "quota exceeded",
+    "File too large",
+    "os error 27",
+    "file write failed",
+    "iostream error",
+)
 
 
 class RunStopped(RuntimeError):
@@ -111,18 +121,21 @@ def why_not_finite(model, what: str, args, step: int) -> str:
         args: The training arguments.
         step: The optimizer step under way, from 1.
     """
-    broken = next((name for name, p in model.named_parameters() if not torch.isfinite(p).all()), None)
-    if broken and step == 1:
-        cause = f"the model came with weights that are not finite, such as {broken}"
-    elif broken:
+    sizes = {
+        name: p.detach().abs().max().nan_to_num(math.inf).item() for name, p in model.named_parameters() if p.numel()
+    }
+    name = max(sizes, key=sizes.get)
+    if sizes[name] > LARGEST_WEIGHT and step == 1:
+        cause = f"the model came with broken weights: {name} holds {sizes[name]:.3g}"
+    elif sizes[name] > LARGEST_WEIGHT:
         cause = (
-            f"the last update broke the weights, such as {broken}: lower `learning_rate: {args.learning_rate}`, warm "
-            f"up longer, or clip (`max_grad_norm: {args.max_grad_norm}`)"
+            f"an update before broke the weights, {name} holds {sizes[name]:.3g}: lower `learning_rate: "
+            f"{args.learning_rate}`, warm up longer, or clip (`max_grad_norm: {args.max_grad_norm}`)"
         )
     elif "loss" in what:
         precision = "fp16 overflows above 65504: use `bf16`" if args.fp16 else f"`learning_rate: {args.learning_rate}`"
         cause = (
-            "the weights are finite, so this batch did it: rows without one labelled token, a loss or reward that "
+            "the weights are sound, so this batch did it: rows without one labelled token, a loss or reward that "
             f"divides by zero, or logits that overflow ({precision})"
         )
     else:
