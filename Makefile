@@ -3,10 +3,13 @@ PYTHON ?= python3
 SEED ?= 0
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow lint benchmarks clean
+.PHONY: quickstart recipes test test-slow lint benchmarks clean
 
 quickstart: .venv/installed  ## train a small reasoning model from random weights
 	$(BIN)/python examples/quickstart.py --seed $(SEED)
+
+recipes: .venv/installed-dev  ## the smoke size of every recipe, on this machine and without a network
+	OMP_NUM_THREADS=1 $(BIN)/python recipes/smoke/run.py
 
 test: .venv/installed-dev  ## the tests that CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

@@ -1,5 +1,6 @@
 """The `r1llama` command: parses and hands over, nothing more.
 
+    r1llama pretrain --config recipe.yaml [--smoke] [--key value ...]
     r1llama sft --config recipe.yaml [--smoke] [--key value ...]
     r1llama grpo --config recipe.yaml [--smoke] [--key value ...]
     r1llama evaluate ...
@@ -16,6 +17,8 @@ import sys
 
 # command -> (module whose `main(argv)` gets the rest of the line, what it does)
 COMMANDS = {
+    "tokenizer": ("r1llama.training.tokenizer", "train a tokenizer from a recipe"),
+    "pretrain": ("r1llama.training.pretrain", "pretraining from a recipe, from scratch or continued"),
     "sft": ("r1llama.training.sft", "supervised fine-tuning from a recipe"),
     "grpo": ("r1llama.training.grpo", "reinforcement learning from a recipe"),
     "evaluate": ("r1llama.evaluation.command", "score a model on problems"),

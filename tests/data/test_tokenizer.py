@@ -1,11 +1,15 @@
 """The tokenizer: tags, digits, padding, any text there and back, byte-identical training."""
 
+import json
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, normalizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from r1llama.data.tokenizer import MIN_VOCAB_SIZE, TAGS, train_tokenizer
+from r1llama.data.tokenizer import MIN_VOCAB_SIZE, TAGS, check_tokenizer, compression, train_tokenizer
 
 TEXTS = ["the cat sat on the mat, the cat sat", "3+8=11", "Straße, 東京, 🦙🦙", "1234567890 " * 20] * 5
 BYTES = train_tokenizer([])
@@ -92,3 +96,62 @@ def test_saving_and_loading_changes_nothing(tokenizer, tmp_path):
         "left",
     )
     assert len(loaded) == len(tokenizer)
+
+
+def broken(**changes):
+    tokenizer = train_tokenizer([], 300, changes.pop("chat_template", None))
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
+    return tokenizer
+
+
+def special_tag():
+    tokenizer = train_tokenizer([])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>"]})
+    return tokenizer
+
+
+def spelled_tags():
+    backend = Tokenizer.from_str(train_tokenizer([]).backend_tokenizer.to_str())
+    state = json.loads(backend.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in TAGS]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token="<|end_of_text|>", pad_token="<|pad|>"
+    )
+
+
+def lossy():
+    tokenizer = train_tokenizer([])
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    return tokenizer
+
+
+BROKEN = {
+    "pad token is <|end_of_text|>.*not the eos": lambda: broken(pad_token="<|end_of_text|>"),
+    "pad token is <|pad|>.*not the unk": lambda: broken(unk_token="<|pad|>"),
+    "pad token is None": lambda: broken(pad_token=None),
+    "no eos_token": lambda: broken(eos_token=None),
+    "<think> is not one token": spelled_tags,
+    "<think> is a special token": special_tag,
+    "comes back as": lossy,
+    "no special token: a model could not stop": lambda: broken(
+        chat_template="{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_a_tokenizer_that_training_cannot_use_is_refused(message):
+    with pytest.raises(ValueError, match=re.escape(message).replace(r"\.\*", ".*")):
+        check_tokenizer(BROKEN[message]())
+
+
+def test_a_sound_tokenizer_is_not_refused():
+    for tokenizer in (BYTES, MERGED):
+        check_tokenizer(tokenizer)
+
+
+def test_compression():
+    measured = compression(BYTES, ["abc", "é🦙"])
+    assert measured == {"documents": 2, "characters_per_token": 5 / 9, "bytes_per_token": 1.0}
+    assert compression(MERGED, TEXTS)["characters_per_token"] > 1

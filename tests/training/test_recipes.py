@@ -1,18 +1,21 @@
 """Every YAML under recipes/ means something to the tool that reads it."""
 
+import importlib
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from trl import GRPOConfig, ModelConfig, SFTConfig
 
-from r1llama.training import grpo, recipe, stage
+from r1llama.cli import COMMANDS
+from r1llama.training import recipe, stage
 from r1llama.training.checks import check_values
+from r1llama.training.grpo import GRPOArguments
 
 from .conftest import argv
 
 ROOT = Path(__file__).parents[2]
-STAGES = {"sft": (stage.StageArguments, SFTConfig, ModelConfig), "grpo": (grpo.GRPOArguments, GRPOConfig, ModelConfig)}
+KINDS = {"sft": (stage.StageArguments, SFTConfig, ModelConfig), "grpo": (GRPOArguments, GRPOConfig, ModelConfig)}
 RECIPES = [path for path in sorted(ROOT.glob("recipes/*/*.yaml")) if path.parent.name != "accelerate"]
 
 
@@ -20,11 +23,32 @@ def name(path):
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", [path for path in RECIPES if path.stem.partition("_")[0] in STAGES], ids=name)
-def test_stage_recipes(path, tmp_path):
-    kinds = STAGES[path.stem.partition("_")[0]]
-    paths = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", str(tmp_path)]  # the user's, maybe
-    recipe.read(kinds, ["--config", str(path), *paths], check_values)
+class Read(Exception):
+    """Raised in the place of what a stage does with its recipe."""
+
+
+@pytest.mark.parametrize("size", ["real", "smoke"])
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name != "quickstart"], ids=name)
+def test_every_recipe_means_something_to_its_stage(path, size, monkeypatch):
+    """The first word of the file's name is the stage."""
+    resolve = recipe.read
+
+    def read(*args, **keywords):
+        raise Read(resolve(*args, **keywords))
+
+    monkeypatch.setattr(recipe, "read", read)
+    words = ["--config", str(path), *(["--smoke"] if size == "smoke" else [])]
+    with pytest.raises(Read) as ended:
+        importlib.import_module(COMMANDS[path.stem.partition("_")[0]][0]).main(words)
+    values = ended.value.args[0][-1]
+    assert values["output_dir"].endswith("-smoke") == (size == "smoke")
+
+
+@pytest.mark.parametrize("stem", ["sft", "grpo"])
+def test_the_quickstart_is_its_examples_to_complete(stem, tmp_path):
+    path = ROOT / "recipes" / "quickstart" / f"{stem}.yaml"
+    named = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", str(tmp_path)]
+    recipe.read(KINDS[stem], ["--config", str(path), *named], check_values)
 
 
 @pytest.mark.parametrize("path", [ROOT / "zero3.yaml", *sorted(ROOT.glob("recipes/accelerate/*.yaml"))], ids=name)
@@ -43,7 +67,7 @@ SFT = {"output_dir": "out", "max_steps": 100, "learning_rate": 1e-3}
 
 
 def read(path, values, *more):
-    return recipe.read(STAGES["sft"], [*argv(values, path / "r.yaml"), *more])[-1]
+    return recipe.read(KINDS["sft"], [*argv(values, path / "r.yaml"), *more])[-1]
 
 
 def test_smoke_values_replace_the_recipes_and_the_command_line_wins(tmp_path):
@@ -76,4 +100,4 @@ def test_smoke_values_are_checked_whether_they_are_used_or_not(smoke, words, sai
 
 def test_smoke_needs_a_recipe():
     with pytest.raises(recipe.RecipeError, match="--config"):
-        recipe.read(STAGES["sft"], ["--smoke"])
+        recipe.read(KINDS["sft"], ["--smoke"])

@@ -5,7 +5,6 @@
 The dataset holds `prompt` and `completion`, or `messages`, or `text`; or raw rows and a `task`.
 """
 
-from itertools import islice
 from pathlib import Path
 
 from trl import ModelConfig, SFTConfig, SFTTrainer
@@ -43,9 +42,17 @@ def main(argv: list[str]) -> dict[str, float]:
         )
     tokenizer = stage.load_tokenizer(model_args, config, training_args.trust_remote_code)
     tokenizer.padding_side = "right"
+    stage.set_chat_template(training_args, tokenizer)
     rows = stage.load_dataset(args, args.dataset_train_split, "demonstration")
+    shapes = [{"prompt", "completion"}, {"messages"}, {training_args.dataset_text_field}, {"input_ids"}]
+    if not any(shape <= set(rows.column_names) for shape in shapes):
+        raise RecipeError(
+            f"the dataset has the columns {', '.join(rows.column_names)}, but SFT learns from `prompt` and "
+            f"`completion`, from `messages`, or from `{training_args.dataset_text_field}` (`dataset_text_field`): "
+            "rename some, or set `task`"
+        )
     if not training_args.chat_template_path:
-        check_chat_template(next(iter(rows)), tokenizer)
+        check_chat_template(rows[0], tokenizer)
     evaluation = None
     if training_args.eval_strategy != "no":
         evaluation = stage.load_dataset(args, args.dataset_test_split, "demonstration")
@@ -64,8 +71,7 @@ def main(argv: list[str]) -> dict[str, float]:
     )
     if args.log_completions_steps and "prompt" in rows.column_names:
         path = Path(training_args.output_dir) / "completions" / "samples.jsonl"
-        shown = islice(rows if evaluation is None else evaluation, SAMPLES)
-        prompts = [_render(row["prompt"], tokenizer) for row in shown]
+        prompts = [_render(prompt, tokenizer) for prompt in (evaluation or rows)["prompt"][:SAMPLES]]
         room = context - max(map(len, tokenizer(prompts)["input_ids"])) if context else SAMPLE_TOKENS
         trainer.add_callback(
             SampleCompletions(path, args.log_completions_steps, trainer, prompts, min(room, SAMPLE_TOKENS))

@@ -1,5 +1,6 @@
 """What both stages share: arguments, data, model and tokenizer, resuming, and the final save."""
 
+import importlib
 import json
 import logging
 import os
@@ -14,16 +15,18 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerState, set_seed
-from trl import get_peft_config, get_quantization_config
+from trl import get_peft_config, get_quantization_config, is_conversational
+from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
 import r1llama  # noqa: F401  (registers the architecture with the Auto classes)
-from r1llama.data.loading import DataError, looks_local
+from r1llama.data.chat import TEMPLATES, special_tokens, template_path
+from r1llama.data.loading import DataError, load_rows, looks_local
+from r1llama.data.tokenizer import end_of_turn
 from r1llama.model import lora_targets
 from r1llama.training import recipe
 from r1llama.training.callbacks import AuxiliaryLosses, MetricsFile, RouterBalancing
 from r1llama.training.checkpoint import about, newest_complete, replace_text, why_unusable
 from r1llama.training.continuity import check_data, check_recipe, data_identity
-from r1llama.training.dataset import DataArguments, load_dataset, sources_of  # noqa: F401  (stages load through this)
 from r1llama.training.durable import DurableTrainer
 from r1llama.training.optimizers import Muon, param_groups
 from r1llama.training.recipe import RecipeError
@@ -32,6 +35,32 @@ from r1llama.training.stopping import RunStopped, StopSignals
 log = logging.getLogger("r1llama")
 
 PAD_CANDIDATES = ["<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|endoftext|>", "<unk>"]
+
+
+@dataclass
+class DataArguments:
+    """Where the rows come from and what they become."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Hub id, or local path: a .jsonl, .json or .parquet file, or a directory of them."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on; slices work."})
+    dataset_test_split: str = field(
+        default="test", metadata={"help": "Split to evaluate on, if eval_strategy is set."}
+    )
+    task: str | None = field(
+        default=None,
+        metadata={
+            "help": "Module that turns raw rows into prompts: a name in r1llama.tasks, such as gsm8k, or a dotted "
+            "path. Unset or empty: the rows already have the columns that the trainer wants."
+        },
+    )
+    system_prompt: str | None = field(
+        default=None,
+        metadata={"help": "System message of every chat prompt. Unset: the task's own, or none; empty: none."},
+    )
 
 
 @dataclass
@@ -75,6 +104,44 @@ def record(values: dict, resume_from: str | None = None) -> None:
     PartialState().wait_for_everyone()
 
 
+def load_dataset(args: DataArguments, split: str, kind: str):
+    """One split, with the task and the system prompt applied.
+
+    Args:
+        args: The recipe's data keys.
+        split: Name of the split.
+        kind: The task's function to apply: `problem` (prompt, solution) or `demonstration` (prompt, completion).
+    """
+    with PartialState().main_process_first():
+        try:
+            rows = load_rows(args.dataset_name, args.dataset_config, split)
+        except DataError as error:
+            raise RecipeError(f"`dataset_name`: {error}") from error
+        if args.task:
+            convert = getattr(_task(args.task), kind)
+            keywords = {} if args.system_prompt is None else {"system_prompt": args.system_prompt}
+            try:
+                return rows.map(convert, fn_kwargs=keywords, remove_columns=rows.column_names, desc=args.task)
+            except KeyError as error:
+                raise RecipeError(
+                    f"`task: {args.task}` needs the column {error}, but the dataset has {', '.join(rows.column_names)}"
+                ) from error
+        if args.system_prompt:
+            if "prompt" not in rows.column_names or not is_conversational(rows[0]):
+                raise RecipeError("`system_prompt` needs a `prompt` column of chat messages")
+            system = {"role": "system", "content": args.system_prompt}
+            return rows.map(lambda row: {"prompt": [system, *row["prompt"]]}, desc="system prompt")
+        return rows
+
+
+def _task(name: str):
+    path = name if "." in name else f"r1llama.tasks.{name}"
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        raise RecipeError(f"`task: {name}`: there is no module {path}") from error
+
+
 def load_config(model_args, trust_remote_code: bool):
     """The model's config: cheap, and enough to refuse what cannot work."""
     name = model_args.model_name_or_path
@@ -90,19 +157,27 @@ def load_config(model_args, trust_remote_code: bool):
         raise RecipeError(f"`model_name_or_path: {name}`: {error} A local directory needs no network.") from error
 
 
-def load_tokenizer(model_args, config, trust_remote_code: bool):
-    """The tokenizer, with a padding token that is not the end of sequence where the vocabulary has one to offer."""
+def load_tokenizer(model_args, config, trust_remote_code: bool, name: str | None = None):
+    """The tokenizer, with a padding token that is not the end of sequence where the vocabulary has one to offer.
+
+    Args:
+        model_args: `model_name_or_path` and its revision.
+        config: The model's, whose vocabulary must be large enough; None for a model that is yet to be made.
+        trust_remote_code: Whether its own code may run.
+        name: Where the tokenizer lies, if not with the model (`tokenizer_name`).
+    """
+    key = f"`tokenizer_name: {name}`" if name else f"`model_name_or_path: {model_args.model_name_or_path}`"
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            model_args.model_name_or_path,
-            revision=model_args.model_revision,
+            name or model_args.model_name_or_path,
+            revision=None if name else model_args.model_revision,
             trust_remote_code=trust_remote_code,
             padding_side="left",
             truncation_side="left",
         )
     except (OSError, ValueError) as error:
-        raise RecipeError(f"`model_name_or_path: {model_args.model_name_or_path}`: no tokenizer: {error}") from error
-    if len(tokenizer) > config.vocab_size:
+        raise RecipeError(f"{key}: no tokenizer: {error}") from error
+    if config is not None and len(tokenizer) > config.vocab_size:
         raise RecipeError(
             f"the tokenizer has {len(tokenizer)} tokens, but the model's config `vocab_size: {config.vocab_size}`: "
             "resize the model's embeddings, or use the tokenizer that belongs to it"
@@ -121,6 +196,36 @@ def load_tokenizer(model_args, config, trust_remote_code: bool):
             log.warning("no token to pad with but eos %s: padding is told apart by the mask", tokenizer.eos_token)
             tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def set_chat_template(training_args, tokenizer) -> None:
+    """Give the tokenizer the template that `chat_template_path` names: one of `r1llama.data.chat`, or a Jinja file.
+    A model directory or hub id there is left to TRL. Refuse what `assistant_only_loss` cannot learn from."""
+    name = training_args.chat_template_path
+    if name and (name in TEMPLATES or name.endswith((".jinja", ".j2"))):
+        try:
+            tokenizer.chat_template = template_path(name).read_text(encoding="utf-8")
+        except DataError as error:
+            raise RecipeError(f"`chat_template_path`: {error}") from error
+        training_args.chat_template_path = None
+        missing = [mark for mark in special_tokens(tokenizer.chat_template) if mark not in tokenizer.get_vocab()]
+        if missing:
+            raise RecipeError(
+                f"`chat_template_path: {name}` writes {', '.join(missing)}, which the tokenizer lacks: use the "
+                "template of its own family, or add them as special tokens and resize the embeddings"
+            )
+        if end_of_turn(tokenizer) is None:
+            log.warning("`chat_template_path: %s` ends an assistant's turn in no special token", name)
+    if not training_args.assistant_only_loss or training_args.chat_template_path or not tokenizer.chat_template:
+        return
+    if not has_generation_markers(tokenizer.chat_template):
+        try:
+            get_training_chat_template(tokenizer)
+        except ValueError as error:
+            raise RecipeError(
+                "`assistant_only_loss: true` needs a chat template with {% generation %}, and TRL knows none for this "
+                f"tokenizer's: set `chat_template_path` to a Jinja file, or to one of {', '.join(TEMPLATES)}"
+            ) from error
 
 
 def load_model(model_args, training_args, config):
@@ -144,7 +249,13 @@ def load_model(model_args, training_args, config):
         raise RecipeError(f"`beta` needs a trained reference model, but {folder} holds no weights: set `beta: 0`")
     if model_args.load_in_4bit or model_args.load_in_8bit:
         raise RecipeError(f"nothing to quantise: {folder} holds no weights")
-    log.info("%s holds no weights: starting from random ones, seed %d", folder, training_args.seed)
+    log.info("%s holds no weights", folder)
+    return new_model(model_args, training_args, config)
+
+
+def new_model(model_args, training_args, config):
+    """A model initialised from the seed."""
+    log.info("starting from random weights, seed %d", training_args.seed)
     set_seed(training_args.seed)
     keywords = {"dtype": torch.float32 if model_args.dtype == "auto" else getattr(torch, model_args.dtype)}
     if model_args.attn_implementation:
@@ -288,23 +399,10 @@ def save(trainer, args: StageArguments, stage: str) -> None:
     model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     trainer.save_model(trainer.args.output_dir)
-    hub_datasets = [source.path for source in sources_of(args) if not looks_local(source.path)]
-    hub_datasets = [name for name in hub_datasets if not os.path.exists(name)]
+    hub_dataset = None if os.path.exists(args.dataset_name) else args.dataset_name
     trainer.create_model_card(
-        model_name=Path(trainer.args.output_dir).name,
-        dataset_name=hub_datasets or None,
-        tags=["r1llama", "reasoning", stage],
+        model_name=Path(trainer.args.output_dir).name, dataset_name=hub_dataset, tags=["r1llama", "reasoning", stage]
     )
-
-
-def end_of_turn(tokenizer) -> int | None:
-    """Id of the special token that the chat template writes after an assistant's turn; None if there is none."""
-    if tokenizer.chat_template is None:
-        return None
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "r1llama"}]
-    after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("r1llama")[2]
-    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
-    return ids[0] if ids and ids[0] in tokenizer.all_special_ids else None
 
 
 def run(main) -> None:
@@ -314,7 +412,7 @@ def run(main) -> None:
     except RunStopped as error:
         print(f"r1llama: {error}", file=sys.stderr)
         sys.exit(error.status)
-    except (RecipeError, DataError) as error:
+    except RecipeError as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(30)  # the launcher ends all processes with the first: that one is to be the one that speaks
         print(f"r1llama: {error}", file=sys.stderr)
