@@ -1,6 +1,6 @@
 """Every YAML under recipes/ means something to the tool that reads it."""
 
-import importlib
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from .conftest import argv
 ROOT = Path(__file__).parents[2]
 KINDS = {"sft": (stage.StageArguments, SFTConfig, ModelConfig), "grpo": (GRPOArguments, GRPOConfig, ModelConfig)}
 RECIPES = [path for path in sorted(ROOT.glob("recipes/*/*.yaml")) if path.parent.name != "accelerate"]
+COMPLETE = [path for path in RECIPES if "output_dir:" in path.read_text(encoding="utf-8")]  # examples complete others
 
 
 def name(path):
@@ -28,7 +29,7 @@ class Read(Exception):
 
 
 @pytest.mark.parametrize("size", ["real", "smoke"])
-@pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name != "quickstart"], ids=name)
+@pytest.mark.parametrize("path", COMPLETE, ids=name)
 def test_every_recipe_means_something_to_its_stage(path, size, monkeypatch):
     """The first word of the file's name is the stage."""
     resolve = recipe.read
@@ -42,6 +43,21 @@ def test_every_recipe_means_something_to_its_stage(path, size, monkeypatch):
         importlib.import_module(COMMANDS[path.stem.partition("_")[0]][0]).main(words)
     values = ended.value.args[0][-1]
     assert values["output_dir"].endswith("-smoke") == (size == "smoke")
+
+
+def test_smoke_runs_chain_and_read_nothing_that_is_not_here():
+    """Each comes after those that it reads, and what is read lies in the repository or is another's output."""
+    path = ROOT / "recipes" / "smoke" / "run.py"
+    run = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location("run", path))
+    spec.loader.exec_module(run)
+    recipes, made = run.find([]), []
+    assert recipes.keys() == set(COMPLETE)
+    for path in run.in_order(recipes):
+        for key in ("model_name_or_path", "config_name", "tokenizer_name", "dataset_name"):
+            if value := recipes[path].get(key):
+                assert value in made or (ROOT / value).exists(), (path, key, value)
+        made.append(recipes[path]["output_dir"])
+    assert len(made) == len(set(made))
 
 
 @pytest.mark.parametrize("stem", ["sft", "grpo"])
