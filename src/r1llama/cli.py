@@ -2,13 +2,14 @@
 
     r1llama pretrain --config recipe.yaml [--smoke] [--key value ...]
     r1llama sft --config recipe.yaml [--smoke] [--key value ...]
+    r1llama distill --config recipe.yaml [--smoke] [--key value ...]
     r1llama grpo --config recipe.yaml [--smoke] [--key value ...]
     r1llama evaluate ...
     r1llama inspect MODEL
     r1llama rewards ...
 
-`sft` and `grpo` take the same words as `accelerate launch -m r1llama.training.sft` and `... .grpo`, which is how to
-run them on several processes.
+Stages such as `sft` take the same words as `accelerate launch -m r1llama.training.sft`, which is how to run them on
+several processes.
 """
 
 import argparse
@@ -20,6 +21,7 @@ COMMANDS = {
     "tokenizer": ("r1llama.training.tokenizer", "train a tokenizer from a recipe"),
     "pretrain": ("r1llama.training.pretrain", "pretraining from a recipe, from scratch or continued"),
     "sft": ("r1llama.training.sft", "supervised fine-tuning from a recipe"),
+    "distill": ("r1llama.training.distill", "learning from the traces, or the probabilities, of a teacher"),
     "grpo": ("r1llama.training.grpo", "reinforcement learning from a recipe"),
     "evaluate": ("r1llama.evaluation.command", "score a model on problems"),
     "inspect": ("r1llama.model.sizes", "count a model's parameters and what a token adds to its cache"),

@@ -138,7 +138,7 @@ class RewardAlarm(TrainerCallback):
 
 class SampleCompletions(_JsonLines):
     """Every `every` steps, greedy completions of fixed prompts. Greedy draws no random number: sampling along the way
-    leaves the training as it is.
+    leaves the training as it is. `count` is how many prompts a stage takes.
 
     Args:
         path: The JSON lines file.
@@ -147,6 +147,8 @@ class SampleCompletions(_JsonLines):
         prompts: Rendered prompts (chat template applied).
         max_new_tokens: Longest completion.
     """
+
+    count = 4
 
     def __init__(self, path: Path, every: int, trainer, prompts: list[str], max_new_tokens: int):
         super().__init__(path)

@@ -14,7 +14,7 @@ from r1llama.training.callbacks import SampleCompletions
 from r1llama.training.checks import check_chat_template, check_machine, check_values
 from r1llama.training.recipe import RecipeError
 
-SAMPLES, SAMPLE_TOKENS = 4, 256
+SAMPLE_TOKENS = 256
 
 
 def main(argv: list[str]) -> dict[str, float]:
@@ -29,8 +29,29 @@ def main(argv: list[str]) -> dict[str, float]:
     Raises:
         RecipeError: The run cannot work; raised before the model loads.
     """
+    return fine_tune(argv, "sft")
+
+
+def fine_tune(
+    argv: list[str],
+    name: str,
+    arguments: type[stage.StageArguments] = stage.StageArguments,
+    check=lambda args, training_args, rows, tokenizer: None,
+    trainer_class=lambda args: SFTTrainer,
+    sampler: type[SampleCompletions] = SampleCompletions,
+) -> dict[str, float]:
+    """What supervised stages share; `main` says the rest.
+
+    Args:
+        argv: As for `main`.
+        name: Of the stage.
+        arguments: The dataclass of the stage's own keys.
+        check: Refuses rows that the stage cannot learn from.
+        trainer_class: The trainer, by the stage's arguments.
+        sampler: Writes the samples of `log_completions_steps`.
+    """
     args, training_args, model_args, values = recipe.read(
-        (stage.StageArguments, SFTConfig, ModelConfig), argv, check=check_values
+        (arguments, SFTConfig, ModelConfig), argv, check=check_values
     )
     check_machine(values)
     stage.set_up()
@@ -53,6 +74,7 @@ def main(argv: list[str]) -> dict[str, float]:
         )
     if not training_args.chat_template_path:
         check_chat_template(rows[0], tokenizer)
+    check(args, training_args, rows, tokenizer)
     evaluation = None
     if training_args.eval_strategy != "no":
         evaluation = stage.load_dataset(args, args.dataset_test_split, "demonstration")
@@ -61,7 +83,7 @@ def main(argv: list[str]) -> dict[str, float]:
         return metrics
     stage.record(values, resume_from)
 
-    trainer = SFTTrainer(
+    trainer = trainer_class(args)(
         model=stage.load_model(model_args, training_args, config),
         args=training_args,
         train_dataset=rows,
@@ -71,12 +93,10 @@ def main(argv: list[str]) -> dict[str, float]:
     )
     if args.log_completions_steps and "prompt" in rows.column_names:
         path = Path(training_args.output_dir) / "completions" / "samples.jsonl"
-        prompts = [_render(prompt, tokenizer) for prompt in (evaluation or rows)["prompt"][:SAMPLES]]
+        prompts = [_render(prompt, tokenizer) for prompt in (evaluation or rows)["prompt"][: sampler.count]]
         room = context - max(map(len, tokenizer(prompts)["input_ids"])) if context else SAMPLE_TOKENS
-        trainer.add_callback(
-            SampleCompletions(path, args.log_completions_steps, trainer, prompts, min(room, SAMPLE_TOKENS))
-        )
-    return stage.train(trainer, args, "sft", resume_from)
+        trainer.add_callback(sampler(path, args.log_completions_steps, trainer, prompts, min(room, SAMPLE_TOKENS)))
+    return stage.train(trainer, args, name, resume_from)
 
 
 def _render(prompt, tokenizer) -> str:

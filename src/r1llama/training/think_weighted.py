@@ -25,6 +25,22 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from r1llama.data.tokenizer import TAGS
 
 
+def check_weights(tag_weights: dict[str, float] | float) -> dict[str, float]:
+    """Weight by tag; one number stands for all four tags.
+
+    Raises:
+        ValueError: A weight is no finite number above 0, or there is no tag.
+    """
+    if not isinstance(tag_weights, dict):
+        tag_weights = dict.fromkeys(TAGS, tag_weights)
+    for tag, weight in tag_weights.items():
+        if not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            raise ValueError(f"`tag_weights`: {tag}: {weight!r} must be a finite number above 0")
+    if not tag_weights or not all(tag_weights):
+        raise ValueError("`tag_weights` must name at least one tag, and no empty one")
+    return tag_weights
+
+
 class TagSpans:
     """Finds tags in token ids, however the vocabulary cuts them: one token, several, or several of which the first or
     last also holds a neighbour of the tag, such as `>\\n` or `.</`. A token belongs to a tag if they share a
@@ -114,13 +130,7 @@ class ThinkWeightedSFTTrainer(SFTTrainer):
     """
 
     def __init__(self, *args, tag_weights: dict[str, float] | float = 10.0, **kwargs):
-        if not isinstance(tag_weights, dict):
-            tag_weights = dict.fromkeys(TAGS, tag_weights)
-        for tag, weight in tag_weights.items():
-            if not isinstance(weight, int | float) or not 0 < weight < math.inf:
-                raise ValueError(f"`tag_weights`: {tag}: {weight!r} must be a finite number above 0")
-        if not tag_weights or not all(tag_weights):
-            raise ValueError("`tag_weights` must name at least one tag, and no empty one")
+        tag_weights = check_weights(tag_weights)
         super().__init__(*args, **kwargs)
         if self.args.loss_type != "nll" or self.args.label_smoothing_factor or self.compute_loss_func is not None:
             raise ValueError(
