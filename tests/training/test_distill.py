@@ -127,13 +127,11 @@ def chats(tmp_path):
 @pytest.mark.parametrize("shape", ["messages", "pairs"])
 def test_a_template_that_drops_thoughts(shape, chats, refused, model_dir, tmp_path):
     """The real template of DeepSeek-R1's distilled models."""
-    stock = (TEMPLATES / "deepseek_r1_distill.jinja").read_text()
-    changes = with_tokenizer(tmp_path / "stock", model_dir, chat_template=stock) | {"dataset_name": chats[shape]}
-    assert "the tokenizer's chat template drops the thoughts from an answer" in refused(**changes)
-    path = str(TEMPLATES / "deepseek_r1_distill.jinja")
-    assert f"`chat_template_path: {path}` drops the thoughts" in refused(
-        dataset_name=chats[shape], chat_template_path=path
-    )
+    path = TEMPLATES / "deepseek_r1_distill.jinja"
+    changes = with_tokenizer(tmp_path / "stock", model_dir, chat_template=path.read_text())
+    changes |= {"dataset_name": chats[shape]}
+    assert "the chat template drops the thoughts from an answer" in refused(**changes)
+    assert "drops the thoughts" in refused(dataset_name=chats[shape], chat_template_path=str(path))
 
 
 @pytest.mark.parametrize(

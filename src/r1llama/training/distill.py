@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 from trl import SFTConfig, is_conversational
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
+from r1llama.data.chat import TEMPLATES
 from r1llama.data.tokenizer import TAGS
 from r1llama.rewards import format_reward
 from r1llama.rewards.text import completion_text
@@ -133,29 +134,21 @@ def _answer(row: dict, training_args: SFTConfig) -> str:
 
 def _check_template(tokenizer, training_args: SFTConfig, tags) -> None:
     """Refuse a chat template, the one that `SFTTrainer` will use, that does not write an answer as it is."""
-    template, where = tokenizer.chat_template, "the tokenizer's chat template"
-    if path := training_args.chat_template_path:
-        where = f"`chat_template_path: {path}`"
-        if path.endswith((".jinja", ".j2")):
-            with open(path, encoding="utf-8") as file:
-                template = file.read()
-        else:
-            template = AutoTokenizer.from_pretrained(path).chat_template
+    if path := training_args.chat_template_path:  # a model, whose template TRL takes over
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    template = tokenizer.chat_template
     if training_args.assistant_only_loss and not has_generation_markers(template):
-        try:
-            template = get_training_chat_template(tokenizer) or template
-        except ValueError as error:
-            raise RecipeError(f"`assistant_only_loss: true`: {where} does not mark the answers: {error}") from error
+        template = get_training_chat_template(tokenizer)
     trace = TRACE + "".join(tag for tag in tags if tag not in TAGS)
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": trace}]
     rendered = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
     lost = [text for text in ("r1llama thinks", *TAGS, *tags) if rendered.count(text) < trace.count(text)]
     if lost:
-        what = "the thoughts" if lost[0] == "r1llama thinks" else lost[0]
         raise RecipeError(
-            f"{where} drops {what} from an answer, as DeepSeek-R1's "
-            "stock template does: only the rest would be learned. Set `chat_template_path` to a template that keeps "
-            "them, such as TRL's trl/chat_templates/deepseek_r1_distill_training.jinja"
+            f"the chat template drops {'the thoughts' if lost[0] == 'r1llama thinks' else lost[0]} from an answer, as "
+            "DeepSeek-R1's stock template does: only the rest would be learned. Set `chat_template_path` to one "
+            f"that keeps them: one of {', '.join(TEMPLATES)}, or a Jinja file, such as TRL's "
+            "trl/chat_templates/deepseek_r1_distill_training.jinja"
         )
 
 
