@@ -5,6 +5,7 @@ import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import datasets
 import pytest
 import torch
 import yaml
@@ -151,6 +152,11 @@ def argv(recipe: dict, path, **changes) -> list[str]:
 
 def json_lines(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def tables(folder) -> list[dict]:
+    """The rows of all tables of completions, in order of step."""
+    return datasets.load_dataset("parquet", data_dir=str(folder / "completions"), split="train").to_list()
 
 
 def assert_balanced(folder):

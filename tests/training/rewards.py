@@ -9,3 +9,8 @@ def letter_share(completions, **kwargs):
 def needs_level(completions, level, **kwargs):
     """Asks for a dataset column that our tests' data lack."""
     return [0.0] * len(completions)
+
+
+def unjudged(completions, **kwargs):
+    """None: cannot be judged."""
+    return [None] * len(completions)

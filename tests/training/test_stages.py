@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from r1llama.training import grpo, sft
 from r1llama.training.recipe import RecipeError
 
-from .conftest import argv, assert_balanced, assert_same_weights, json_lines, weights, write_jsonl
+from .conftest import argv, assert_balanced, assert_same_weights, json_lines, tables, weights, write_jsonl
 
 STAGES = {"sft": sft, "grpo": grpo}
 
@@ -40,7 +40,8 @@ def test_a_stage_leaves_a_model_that_generates_and_its_records(stage, tmp_path, 
 
     logs = [log for log in json_lines(out / "metrics.jsonl") if "loss" in log]
     assert [log["step"] for log in logs] == [1, 2, 3, 4]
-    assert {sample["step"] for path in (out / "completions").iterdir() for sample in json_lines(path)} == {2, 4}
+    samples = json_lines(out / "completions" / "samples.jsonl") if main is sft.main else tables(out)
+    assert {sample["step"] for sample in samples} == {2, 4}
     assert "r1llama" in (out / "README.md").read_text()
     before, after = weights(model_dir), weights(out)
     assert any(not torch.equal(before[name], after[name]) for name in before)
@@ -53,14 +54,6 @@ def test_local_paths_need_no_network(stage, tmp_path, monkeypatch):
     main(argv(recipe, tmp_path / "r.yaml", max_steps=1))
     time.sleep(0.2)  # TRL reports from a thread
     assert not asked
-
-
-def test_rollouts_are_written_with_their_rewards(grpo_recipe, tmp_path):
-    grpo.main(argv(grpo_recipe, tmp_path / "r.yaml", log_completions_steps=2))
-    rows = json_lines(tmp_path / "out" / "completions" / "rollouts.jsonl")
-    assert len(rows) == 2 * 8
-    assert rows[0].keys() == {"step", "prompt", "completion", "letter_share", "advantage"}
-    assert any(row["advantage"] for row in rows)
 
 
 def test_a_stuck_reward_is_explained(grpo_recipe, tmp_path, caplog):
@@ -237,7 +230,7 @@ def test_chat_rows_and_a_system_prompt(grpo_recipe, tmp_path):
     data = write_jsonl(tmp_path / "chat.jsonl", rows)
     changes = {"dataset_name": str(data), "system_prompt": "Add.", "log_completions_steps": 1, "max_steps": 1}
     grpo.main(argv(grpo_recipe, tmp_path / "r.yaml", **changes, reward_funcs=["format"]))
-    sample = json_lines(tmp_path / "out" / "completions" / "rollouts.jsonl")[0]
+    sample = tables(tmp_path / "out")[0]
     assert sample["prompt"][0] == {"role": "system", "content": "Add."}
     assert sample["completion"][0]["role"] == "assistant"
 

@@ -1,7 +1,6 @@
 """What a stage does beside the trainer's own work.
 
 - `MetricsFile`: one line of JSON per log
-- `CompletionsFile`: the rollouts of a step with their rewards, as JSON lines (GRPO)
 - `SampleCompletions`: greedy answers to a few fixed prompts, as JSON lines (SFT)
 - `RewardAlarm`: says why a reward is stuck (GRPO)
 - `RouterBalancing`: moves the experts' selection bias before each optimizer step
@@ -62,34 +61,6 @@ class MetricsFile(_JsonLines):
         if state.is_world_process_zero:
             numbers = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in logs.items()}
             self.append([{"step": state.global_step, "time": round(time.time(), 2), **numbers}])
-
-
-class CompletionsFile(_JsonLines):
-    """Every `every` steps, the newest rollouts: prompt, completion, each reward, advantage.
-
-    Args:
-        path: The JSON lines file.
-        every: In optimizer steps.
-        trainer: The `GRPOTrainer`, whose own log buffers are read (already gathered from all processes).
-    """
-
-    def __init__(self, path: Path, every: int, trainer):
-        super().__init__(path)
-        self.every, self.trainer = every, trainer
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if not state.is_world_process_zero or state.global_step % self.every:
-            return
-        logs = self.trainer._logs
-        columns = {
-            "prompt": logs["prompt"],
-            "completion": logs["completion"],
-            **logs["rewards"],
-            "advantage": logs["advantages"],
-            **logs["extra"],
-        }
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        self.append([{"step": state.global_step, **{k: _plain(v) for k, v in row.items()}} for row in rows])
 
 
 def _plain(value):

@@ -36,7 +36,7 @@ POSITIVE = [
     "lora_r",
     "lora_alpha",
 ]
-NOT_NEGATIVE = ["weight_decay", "max_grad_norm", "warmup_steps", "beta", "epsilon", "seed"]
+NOT_NEGATIVE = ["weight_decay", "max_grad_norm", "warmup_steps", "beta", "epsilon", "seed", "max_resamples"]
 SMALLEST_DISK = 200 * 2**20
 
 
@@ -71,6 +71,7 @@ def check_values(values: dict) -> None:
         )
     if "num_generations" in values:
         _check_groups(values)
+        _check_rollouts(values)
 
 
 def _check_muon(values: dict) -> None:
@@ -114,6 +115,33 @@ def _check_groups(values: dict) -> None:
         raise RecipeError(
             f"`generation_batch_size: {batch}` must be a multiple of per_device_train_batch_size {per_device} x "
             f"{ranks} processes = {per_device * ranks}"
+        )
+
+
+def _check_rollouts(values: dict) -> None:
+    if values["log_completions"] and values["log_completions_steps"]:
+        raise RecipeError("`log_completions` and `log_completions_steps` write the same tables: set one of them")
+    length, cache = values["max_completion_length"], values["soft_punish_cache"]
+    if not 0 <= cache <= length:
+        raise RecipeError(f"`soft_punish_cache: {cache}` must lie in 0 to `max_completion_length: {length}`")
+    if values["sync_ref_model"] and (values["use_peft"] or not values["beta"]):
+        raise RecipeError("`sync_ref_model` renews a reference model, which needs `beta` above 0 and no `use_peft`")
+    if not values["max_resamples"]:
+        return
+    for key, compares in (("scale_rewards", "batch"), ("multi_objective_aggregation", "normalize_then_sum")):
+        if values[key] == compares:
+            raise RecipeError(
+                f"`max_resamples` mixes groups of several generations, but `{key}: {compares}` compares the groups of "
+                f"one: change `{key}`, or set `max_resamples: 0`"
+            )
+    steps = values["steps_per_generation"] or values["gradient_accumulation_steps"]
+    rollouts = values["per_device_train_batch_size"] * steps
+    if values["generation_batch_size"]:
+        rollouts = values["generation_batch_size"] // int(os.environ.get("WORLD_SIZE", 1))
+    if rollouts % values["num_generations"]:
+        raise RecipeError(
+            f"`max_resamples` replaces whole groups, but each process generates {rollouts} completions: make that a "
+            f"multiple of `num_generations: {values['num_generations']}`, or set `max_resamples: 0`"
         )
 
 

@@ -6,6 +6,7 @@ The dataset holds `prompt` (text or chat messages) and whatever columns the rewa
 rows and a `task`.
 """
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,20 +14,56 @@ from pathlib import Path
 from trl import GRPOConfig, ModelConfig
 
 from r1llama.rewards import get_reward, required_columns
+from r1llama.rewards.length import SoftOverlongPunishment
 from r1llama.training import recipe, stage
-from r1llama.training.callbacks import CompletionsFile, RewardAlarm
+from r1llama.training.algorithms import preset
+from r1llama.training.callbacks import RewardAlarm
 from r1llama.training.checks import check_machine, check_prompts, check_rewards, check_values
+from r1llama.training.completions import CompletionTables
+from r1llama.training.grpo_trainer import R1GRPOTrainer
 from r1llama.training.recipe import RecipeError
-from r1llama.training.routing_replay import RoutingReplayGRPOTrainer
+
+OVERLONG_WEIGHT = 0.5  # see `r1llama.training.algorithms`
 
 
 @dataclass
 class GRPOArguments(stage.StageArguments):
-    """Adds the rewards, the sharing of prompts and the replay of routing."""
+    """Adds the algorithm, the rewards, dynamic sampling, the sharing of prompts and the replay of routing."""
 
+    algorithm: str | None = field(
+        default=None,
+        metadata={
+            "help": "r1, dr_grpo, dapo, gspo or cispo: sets what its paper does, where the recipe says nothing else; "
+            "see r1llama.training.algorithms. Unset: TRL's defaults."
+        },
+    )
     reward_funcs: list[str] = field(
         default_factory=lambda: ["accuracy", "format"],
-        metadata={"help": "Rewards: names in r1llama.rewards, or dotted paths. `reward_weights` weighs them."},
+        metadata={
+            "help": "Rewards: names in r1llama.rewards, or dotted paths; in YAML also `{name: ..., parameter: ...}`. "
+            "`reward_weights` weighs them."
+        },
+    )
+    reward_schedules: dict | None = field(
+        default=None,
+        metadata={
+            "help": "Weights that change while training, in YAML: name of a reward -> [[step, weight], ...], linear "
+            "between the points. Instead of its number in `reward_weights`."
+        },
+    )
+    soft_punish_cache: float = field(
+        default=0.0,
+        metadata={
+            "help": "Soft overlong punishment over the last so many tokens before `max_completion_length` (below 1: "
+            f"that share of it), from 0 to -1 with weight {OVERLONG_WEIGHT}; 0: none."
+        },
+    )
+    max_resamples: int = field(
+        default=0,
+        metadata={
+            "help": "Dynamic sampling: replace groups of equal rewards by groups of other prompts, with up to so many "
+            "more generations; 0: train on what comes."
+        },
     )
     share_prompts: bool = field(
         default=True,
@@ -57,7 +94,9 @@ def main(argv: list[str]) -> dict[str, float]:
     Raises:
         RecipeError: The run cannot work; raised before the model loads.
     """
-    args, training_args, model_args, values = recipe.read((GRPOArguments, GRPOConfig, ModelConfig), argv, check_values)
+    args, training_args, model_args, values = recipe.read(
+        (GRPOArguments, GRPOConfig, ModelConfig), argv, check_values, preset
+    )
     check_machine(values)
     stage.set_up()
     try:
@@ -70,21 +109,31 @@ def main(argv: list[str]) -> dict[str, float]:
     evaluation = None
     if training_args.eval_strategy != "no":
         evaluation = stage.load_dataset(args, args.dataset_test_split, "problem")
+    names = [spec["name"] if isinstance(spec, dict) else spec for spec in args.reward_funcs]
     needed = [set(required_columns(reward)) for reward in rewards]
     for part in filter(None, (rows, evaluation)):
-        check_rewards(args.reward_funcs, training_args.reward_weights, needed, part.column_names)
+        check_rewards(names, training_args.reward_weights, needed, part.column_names)
         check_prompts(part, tokenizer, config, training_args.max_completion_length)
     resume_from = stage.resume_point(training_args)
     if metrics := stage.finished(training_args, resume_from):
         return metrics
+    schedules = _schedules(args.reward_schedules or {}, names)
+    if args.soft_punish_cache:
+        limit, cache = training_args.max_completion_length, args.soft_punish_cache
+        rewards.append(SoftOverlongPunishment(limit, round(cache * limit if cache < 1 else cache)))
+        training_args.reward_weights = [*(training_args.reward_weights or [1.0] * len(names)), OVERLONG_WEIGHT]
     # The rollouts in use are not part of a checkpoint: between two generations, resuming draws new ones.
     rounds = training_args.steps_per_generation * training_args.num_iterations
     period = math.ceil(rounds / training_args.gradient_accumulation_steps)
     if training_args.save_steps % period:
         stage.log.warning("for exact resuming, make `save_steps` a multiple of %d, the steps per generation", period)
+    if args.algorithm and rounds <= training_args.gradient_accumulation_steps:
+        stage.log.info("each rollout is used for one update: all ratios are 1, and no clip of `epsilon` ever acts")
     stage.record(values, resume_from)
 
-    trainer = RoutingReplayGRPOTrainer(
+    trainer = R1GRPOTrainer(
+        reward_schedules=schedules,
+        max_resamples=args.max_resamples,
         replay_routing=args.replay_routing,
         share_prompts=args.share_prompts,
         model=stage.load_model(model_args, training_args, config),
@@ -99,9 +148,25 @@ def main(argv: list[str]) -> dict[str, float]:
         trainer.model.mtp.requires_grad_(False)  # its loss would imitate every rollout, whatever the reward
     trainer.add_callback(RewardAlarm(trainer))
     if args.log_completions_steps:
-        path = Path(training_args.output_dir) / "completions" / "rollouts.jsonl"
-        trainer.add_callback(CompletionsFile(path, args.log_completions_steps, trainer))
+        folder = Path(training_args.output_dir) / "completions"
+        trainer.add_callback(CompletionTables(folder, args.log_completions_steps, trainer))
     return stage.train(trainer, args, "grpo", resume_from)
+
+
+def _schedules(schedules: dict, names: list[str]) -> dict[int, list[tuple[float, float]]]:
+    """By the index of each reward; refuses what is no schedule."""
+    found = {}
+    for name, points in schedules.items():
+        if name not in names:
+            raise RecipeError(f"`reward_schedules`: `{name}` is none of the rewards {', '.join(names)}")
+        try:
+            found[names.index(name)] = [(float(step), float(weight)) for step, weight in points]
+        except (TypeError, ValueError):
+            raise RecipeError(f"`reward_schedules`: `{name}` wants [[step, weight], ...], not {points}") from None
+        steps = [step for step, _ in found[names.index(name)]]
+        if not steps or any(later <= step for step, later in itertools.pairwise(steps)):
+            raise RecipeError(f"`reward_schedules`: the steps of `{name}` must rise: {points}")
+    return found
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class RecipeParser(TrlParser):
         raise RecipeError(f"{message}. `--help` lists every key.")
 
 
-def read(dataclass_types, argv: list[str], check=lambda values: None):
+def read(dataclass_types, argv: list[str], check=lambda values: None, preset=lambda values: {}):
     """Resolve a recipe.
 
     Args:
@@ -56,6 +56,8 @@ def read(dataclass_types, argv: list[str], check=lambda values: None):
         argv: Arguments such as `["--config", "grpo.yaml", "--seed", "1"]`.
         check: Called with the resolved values (a dict) before any dataclass is built, so that it can explain a
             value better than the dataclass itself would.
+        preset: Called with the resolved values too, and before: returns values for keys that neither the file nor the
+            command line sets.
 
     Returns:
         The dataclass instances, in order, and then the dict of resolved values (without secrets).
@@ -76,6 +78,7 @@ def read(dataclass_types, argv: list[str], check=lambda values: None):
     argv = [word for word in argv if word != "--smoke"]
     if smoke and "--config" not in argv:
         raise RecipeError("--smoke runs the `smoke:` values of a recipe: name it with --config")
+    values = {}
     if "--config" in argv:
         at = argv.index("--config")
         if at + 1 == len(argv):
@@ -98,6 +101,7 @@ def read(dataclass_types, argv: list[str], check=lambda values: None):
                 trial.setdefault("output_dir", str(values["output_dir"]).rstrip("/") + "-smoke")
             values |= trial
         parser.set_defaults_with_config(**values)
+    parser.set_defaults_with_config(**preset(vars(parser.parse_args(argv))) | values)
     values = vars(parser.parse_args(argv))
     # Without an accelerator the CPU is the only choice, and TrainingArguments allows bf16 there only if told so.
     if "use_cpu" in values:
