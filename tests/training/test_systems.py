@@ -42,11 +42,12 @@ def test_sizes_are_those_of_the_readme_and_near_the_authors(folder, theirs):
     assert len(said.keys() & expected.keys()) >= 4
 
 
-@pytest.mark.parametrize("folder", ["linear-moe-10m", "latent-moe-774m"])
-def test_the_smoke_model_has_the_same_switches(folder):
+@pytest.mark.parametrize("folder", ["spongebob-29m", "linear-moe-10m", "latent-moe-774m"])
+def test_the_smoke_model_is_the_same_architecture_in_small(folder):
     real, small = (json.loads((RECIPES / folder / f"{name}.json").read_text()) for name in ("model", "smoke"))
-    assert real.keys() == small.keys()
-    assert set(real["layer_types"]) == set(small["layer_types"]) if "layer_types" in real else True
+    assert real.keys() - small.keys() == {"vocab_size"}  # the tokenizer's
+    assert set(real.get("layer_types", [])) == set(small.get("layer_types", []))
+    assert all(small[key] == real[key] for key in real if isinstance(real[key], str | bool | dict))
 
 
 @pytest.mark.parametrize("name", ["grpo", "grpo_lora"])
