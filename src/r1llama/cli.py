@@ -23,6 +23,8 @@ COMMANDS = {
     "sft": ("r1llama.training.sft", "supervised fine-tuning from a recipe"),
     "distill": ("r1llama.training.distill", "learning from the traces, or the probabilities, of a teacher"),
     "grpo": ("r1llama.training.grpo", "reinforcement learning from a recipe"),
+    "improve": ("r1llama.training.improve", "rounds of sampling and learning, judged on held-out problems"),
+    "sample": ("r1llama.training.sampling", "complete problems and grade the completions"),
     "evaluate": ("r1llama.evaluation.command", "score a model on problems"),
     "inspect": ("r1llama.model.sizes", "count a model's parameters and what a token adds to its cache"),
     "rewards": ("r1llama.rewards.command", "list, try and attack reward functions"),

@@ -1,9 +1,12 @@
 """Rewards that even a random model earns differently for different completions, so that gradients are not zero."""
 
+from r1llama.rewards.text import completion_text
+
 
 def letter_share(completions, **kwargs):
     """Share of ASCII letters in each completion."""
-    return [sum(char.isascii() and char.isalpha() for char in text) / max(len(text), 1) for text in completions]
+    texts = map(completion_text, completions)
+    return [sum(char.isascii() and char.isalpha() for char in text) / max(len(text), 1) for text in texts]
 
 
 def needs_level(completions, level, **kwargs):

@@ -7,9 +7,9 @@
 import math
 from dataclasses import dataclass
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from r1llama.generation.completions import complete
 from r1llama.rewards import accuracy_reward, format_reward
 
 Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
@@ -42,7 +42,6 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-@torch.no_grad()
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -68,31 +67,10 @@ def evaluate(
     if not problems:
         raise ValueError("no problems to evaluate on")
     prompts = [problem["prompt"] for problem in problems]
-    decoding = (
-        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        if temperature
-        else {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-    )
-    stops = model.generation_config.eos_token_id
-    stops = torch.tensor(tokenizer.eos_token_id if stops is None else stops, device=model.device).reshape(-1)
-
-    was_training = model.training
-    model.eval()
-    completions, tokens, truncated = [], 0, 0
+    answers = []
     for start in range(0, len(prompts), batch_size):
-        batch = _tokenize(tokenizer, prompts[start : start + batch_size]).to(model.device)
-        output = model.generate(
-            **batch, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, use_cache=True, **decoding
-        )
-        ids_BT = output[:, batch["input_ids"].shape[1] :]
-        stopped_BT = torch.isin(ids_BT, stops)
-        # Tokens up to the first stop, the stop included; padding follows it.
-        length_B = (stopped_BT.cumsum(1) - stopped_BT.long() == 0).sum(1)
-        tokens += int(length_B.sum())
-        truncated += int((~stopped_BT.any(1)).sum())
-        answers = [ids[:length] for ids, length in zip(ids_BT, length_B.tolist(), strict=True)]
-        completions += tokenizer.batch_decode(answers, skip_special_tokens=True)
-    model.train(was_training)
+        answers += complete(model, tokenizer, prompts[start : start + batch_size], max_new_tokens, temperature)
+    completions = [answer.text for answer in answers]
 
     solutions = [problem["solution"] for problem in problems]
     graded = accuracy_reward(completions=completions, solution=solutions, prompts=prompts)
@@ -103,14 +81,7 @@ def evaluate(
         accuracy=correct / len(problems),
         interval=wilson_interval(correct, len(problems)),
         format_rate=formatted / len(problems),
-        tokens_per_answer=tokens / len(problems),
-        truncation_rate=truncated / len(problems),
+        tokens_per_answer=sum(len(answer.ids) for answer in answers) / len(problems),
+        truncation_rate=sum(answer.truncated for answer in answers) / len(problems),
         completions=completions,
     )
-
-
-def _tokenize(tokenizer, prompts):
-    if isinstance(prompts[0], str):
-        return tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
-    texts = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts]
-    return tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)

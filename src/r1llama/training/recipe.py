@@ -114,6 +114,19 @@ def read(dataclass_types, argv: list[str], check=lambda values: None, preset=lam
         raise RecipeError(str(error)) from error
 
 
+def nested(kind, values: dict, where: str):
+    """A mapping inside a recipe as a dataclass instance, checked like the recipe itself.
+
+    Args:
+        kind: The dataclass; its fields are the keys.
+        values: The mapping.
+        where: What holds it, for the messages.
+    """
+    values = dict(values)
+    _check(values, {f.name: f for f in dataclasses.fields(kind)}, where)
+    return kind(**values)
+
+
 def save(values: dict, path: Path) -> None:
     """Write resolved values as a recipe that `read` turns into the same run."""
     replace_text(Path(path), yaml.safe_dump(values, allow_unicode=True, width=119))
