@@ -33,7 +33,7 @@ from transformers.models.llama import modeling_llama  # noqa: F401  (imported on
 
 from benchmarks.faults.runs import Run, digest, newest_saved, unreadable
 from benchmarks.faults.stages import RECIPES, STEPS, Stage, stages, write_inputs
-from r1llama.training import grpo, sft  # noqa: F401
+from r1llama.training import grpo, pretrain, sft  # noqa: F401
 from r1llama.training.checkpoint import DRAFTS, checkpoints
 
 DISK = 320 * 2**20  # bytes; a run wants 200 MiB free before it begins

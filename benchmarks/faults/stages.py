@@ -24,7 +24,7 @@ COMMON = {
     "bf16": False,
     "disable_tqdm": True,
 }
-# stage -> what its recipe says beside that
+# stage, or stage-variant -> what its recipe says beside that
 RECIPES = {
     "sft": {"dataset_name": "demonstrations.jsonl", "max_length": 64, "muon": True},
     "grpo": {
@@ -33,6 +33,8 @@ RECIPES = {
         "num_generations": 4,
         "max_completion_length": 8,
     },
+    "pretrain": {"dataset_name": "texts.jsonl", "max_length": 64},
+    "pretrain-stream": {"dataset_name": "texts.jsonl", "max_length": 64, "dataset_streaming": True},
 }
 
 
@@ -50,7 +52,7 @@ class Stage:
         return ["--config", str(path)]
 
     def main(self, argv: list[str]) -> None:
-        importlib.import_module(f"r1llama.training.{self.name}").main(argv)
+        importlib.import_module(f"r1llama.training.{self.name.partition('-')[0]}").main(argv)
 
 
 def letter_share(completions, **columns) -> list[float]:

@@ -2,13 +2,18 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from r1llama.training import sft
+from r1llama.training.checkpoint import newest_complete
 
 from .conftest import argv, assert_balanced, assert_same_weights, weights
 
@@ -61,6 +66,39 @@ def test_two_processes_train_and_resume_exactly(config, stage, request, tmp_path
     said = launch(CONFIGS / f"{config}.yaml", stage, [*words, "--output_dir", str(resumed)])
     assert said.count("passed over checkpoint-4: scheduler.pt is missing") == 1  # one process speaks
     assert_same_weights(out, resumed)
+
+
+def test_one_process_continues_what_two_began(sft_recipe, tmp_path, caplog):
+    """The same batches, hence the same weights, up to the order of summation."""
+    words = argv(sft_recipe, tmp_path / "r.yaml", save_steps=2, per_device_train_batch_size=4)
+    launch(CONFIGS / "ddp_cpu2.yaml", "sft", words)
+    shutil.copytree(tmp_path / "out" / "checkpoint-2", tmp_path / "alone" / "checkpoint-2")
+    sft.main([*words, "--output_dir", str(tmp_path / "alone"), "--per_device_train_batch_size", "8"])
+    assert "saved by 2 processes, and 1 continue" in caplog.text
+    assert_same_weights(tmp_path / "out", tmp_path / "alone", rtol=1e-3, atol=1e-5)
+
+
+def test_a_signal_to_one_process_stops_both_with_a_checkpoint(sft_recipe, tmp_path):
+    words = argv(sft_recipe, tmp_path / "r.yaml", max_steps=100000, save_steps=100000, num_train_epochs=100000)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "ddp_cpu2.yaml")]
+    run = subprocess.Popen(
+        [*command, "--main_process_port", "0", "-m", "r1llama.training.sft", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    while not metrics.exists() or not metrics.read_text():
+        assert run.poll() is None
+        time.sleep(0.1)
+    workers = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    os.kill(int(workers[-1]), signal.SIGTERM)
+    said = run.communicate()[1]
+    assert "stopped by SIGTERM after step" in said
+    folder, passed_over = newest_complete(tmp_path / "out")
+    assert folder is not None
+    assert not passed_over
 
 
 @pytest.mark.parametrize("stage", ["sft", "grpo"])

@@ -30,12 +30,10 @@ OTHER_MODEL = {
 KEPT_BY_OPTIMIZER = {"learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"}
 # The place in the data is counted in batches.
 OTHER_BATCHES = {"num_generations", "num_iterations"}
-# Free to change: how the run is watched, saved and made fast, and how long it is.
+# Free to change: how the run is watched, saved and made fast.
 FREE = {
     "output_dir",
     "resume_from_checkpoint",
-    "max_steps",
-    "num_train_epochs",
     "per_device_train_batch_size",  # their product with the processes is what counts
     "gradient_accumulation_steps",
     "generation_batch_size",

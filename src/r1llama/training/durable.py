@@ -17,6 +17,7 @@ from r1llama.training.checkpoint import (
     set_aside,
     why_incomplete,
 )
+from r1llama.training.recipe import RecipeError
 from r1llama.training.stopping import RunStopped, disk_watched, log, why_not_finite
 
 
@@ -28,7 +29,7 @@ class DurableTrainer:
     - old checkpoints go (`keep`) once a newer one is complete;
     - a full disk ends the run with one message;
     - a loss or gradient that is not finite ends it before the weights change;
-    - resumed at its last step, it takes no further one.
+    - resumed at its last step, it takes no further one; resumed with the weights of another model, it refuses.
 
     `keep` is how many checkpoints stay, None for all; `about` is what the marker of each says beside its step.
     """
@@ -111,6 +112,21 @@ class DurableTrainer:
             self.accelerator.wait_for_everyone()
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _load_from_checkpoint(self, checkpoint, model=None):
+        try:
+            super()._load_from_checkpoint(checkpoint, model)
+        except RuntimeError as error:
+            raise RecipeError(f"{checkpoint} holds the weights of another model: {error}") from error
+
+    def _issue_warnings_after_load(self, result):
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        strange = [name for name in result.missing_keys if name not in tied] + result.unexpected_keys
+        if strange:
+            raise RecipeError(
+                f"the checkpoint holds the weights of another model: {strange[0]} is not in both. "
+                "`resume_from_checkpoint: false` starts over"
+            )
 
     def _load_best_model(self):
         best = Path(self.state.best_model_checkpoint)

@@ -148,7 +148,11 @@ def load_config(model_args, trust_remote_code: bool):
     if looks_local(name) and not Path(name).expanduser().is_dir():
         raise RecipeError(f"`model_name_or_path: {name}` does not exist (looked at {Path(name).absolute()})")
     if Path(name).is_dir() and not (Path(name) / "config.json").exists():
-        raise RecipeError(f"`model_name_or_path: {name}` holds no config.json")
+        raise RecipeError(
+            f"`model_name_or_path: {name}` holds no config.json: if a stage writes there, it has not finished"
+        )
+    if (Path(name) / "recipe.yaml").exists() and not (Path(name) / "all_results.json").exists():
+        log.warning("%s: a run has begun there and not finished: this is the model of the run before it", name)
     try:
         return AutoConfig.from_pretrained(
             name, revision=model_args.model_revision, trust_remote_code=trust_remote_code
