@@ -17,3 +17,13 @@ def needs_level(completions, level, **kwargs):
 def unjudged(completions, **kwargs):
     """None: cannot be judged."""
     return [None] * len(completions)
+
+
+def half_flat(prompts, completions, **kwargs):
+    """`letter_share` for prompts of an odd number of characters; 0.3 for the others: nothing to compare."""
+    shares = letter_share(completions)
+    return [share if len(prompt) % 2 else 0.3 for prompt, share in zip(prompts, shares, strict=True)]
+
+
+def flat(completions, **kwargs):
+    return [0.3] * len(completions)

@@ -118,7 +118,7 @@ def compared(monkeypatch):
 
 @pytest.mark.parametrize("algorithm", PRESETS)
 def test_loss_and_gradients_are_the_papers(algorithm, recipe, stopping_dir, compared, tmp_path, monkeypatch):  # noqa: F811
-    """Two updates a generation, so that ratios leave 1; twice."""
+    """Two updates a generation, so that ratios leave 1; twice. DAPO's groups come from several generations."""
     monkeypatch.setattr(RoutingReplayGRPOTrainer, "algorithm", algorithm, raising=False)
     changes = {
         "model_name_or_path": str(stopping_dir),
@@ -129,25 +129,32 @@ def test_loss_and_gradients_are_the_papers(algorithm, recipe, stopping_dir, comp
         "gradient_checkpointing": False,
         "reward_weights": [2.0],
     }
+    name = "letter_share"
+    if algorithm == "dapo":
+        name = "half_flat"
+        changes["reward_funcs"] = ["tests.training.rewards.half_flat"]
     grpo.main(argv(recipe, tmp_path / "r.yaml", **changes))
     assert len(compared) == 4
     for ours, formula, gradients in compared:
         assert ours == pytest.approx(formula, abs=2e-5, rel=1e-4)
         scale = max(expected.abs().max() for _, expected in gradients.values() if expected is not None)
         assert scale > 1e-3
-        for name, (gradient, expected) in gradients.items():
+        for parameter, (gradient, expected) in gradients.items():
             if expected is not None:
                 assert_close(
-                    gradient / scale, expected / scale, atol=5e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
+                    gradient / scale, expected / scale, atol=5e-4, rtol=1e-3, msg=lambda m, n=parameter: f"{n}: {m}"
                 )
 
     logs = [log for log in json_lines(tmp_path / "out" / "metrics.jsonl") if "loss" in log]
+    if algorithm == "dapo":
+        assert sum(log.get("dynamic_sampling/resamples", 0) for log in logs) >= 1
+        assert all(log.get("dynamic_sampling/flat", 0) == 0 for log in logs)
     clips = "cispo_clip_ratio" if algorithm == "cispo" else "clip_ratio/region_mean"
     assert (max(log[clips] for log in logs) > 0) == (algorithm not in ("r1", "cispo"))  # theirs are wide
 
     rows = datasets.load_dataset("parquet", data_dir=str(tmp_path / "out" / "completions"), split="train")
     rows = rows.with_format("torch")
-    reward = 2 * rows["letter_share"][:]
+    reward = 2 * rows[name][:]
     if algorithm == "dapo":
         over = (rows["tokens"][:] - (LENGTH - 2)).clamp(min=0) / 2  # a fifth of 12 tokens, rounded
         assert_close(rows["soft_overlong_punishment_reward"][:], -over.to(torch.float32))
