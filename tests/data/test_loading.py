@@ -44,9 +44,9 @@ def test_slices(tmp_path):
     ("name", "text", "said"),
     [
         ("a.jsonl", '{"a": 1}\n\n{"a": \n', "a.jsonl:3: not JSON"),
-        ("a.jsonl", '{"a": 1}\n"b"\n', "a.jsonl:2: a line must be an object"),
+        ("a.jsonl", '{"a": 1}\n"b"\n', "a.jsonl:2: a row must be an object"),
         ("a.jsonl", "", "is empty"),
-        ("a.txt", "hello", "cannot read .txt files"),
+        ("a.csv", "hello", "cannot read .csv files"),
         ("a.parquet", "not parquet", "a.parquet"),
     ],
 )
@@ -61,7 +61,7 @@ def test_a_bad_line_in_a_directory(tmp_path):
     write(tmp_path / "train.jsonl")
     (tmp_path / "test.jsonl").write_text("{\n")
     with pytest.raises(DataError, match=r"test\.jsonl:1: not JSON"):
-        load_rows(str(tmp_path))
+        load_rows(str(tmp_path), split="test")
 
 
 def test_a_missing_split_or_file(tmp_path):

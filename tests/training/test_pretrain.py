@@ -210,7 +210,7 @@ def test_schedules_are_printed_and_reached(recipe, tmp_path, caplog, changes, pl
         ({"model_name_or_path": "there"}, "set one of them"),
         ({"max_length": 129}, "exceeds the model's context: set it to 128"),
         ({"max_length": None}, "`max_length` is missing"),
-        ({"dataset_text_field": "story"}, "has the columns text, but pretraining reads `story`"),
+        ({"dataset_text_field": "story"}, "has the columns text, of which no text can be made.*Known: `story`"),
         ({"dataset_train_split": "train[:1]"}, "fewer than 32 tokens"),
         ({"assistant_only_loss": True}, "belongs to SFT"),
         ({"max_eval_blocks": 0}, "`max_eval_blocks: 0` must be above 0"),

@@ -158,7 +158,7 @@ def test_no_gone_key_is_a_live_one():
     ("text", "said"),
     [
         ('{"prompt": "a", "solution": "1"}\n{"prompt": \n', ":2: not JSON"),
-        ('{"prompt": "a", "solution": "1"}\n[1]\n', ":2: a line must be an object"),
+        ('{"prompt": "a", "solution": "1"}\n[1]\n', ":2: a row must be an object"),
         ("", "is empty"),
     ],
 )
@@ -173,12 +173,14 @@ def test_malformed_rows_name_the_file_and_the_line(text, said, grpo_recipe, tmp_
 @pytest.mark.parametrize("prompt", ["", None, 7, {"a": 1}])
 def test_a_row_without_a_usable_prompt(prompt, grpo_recipe, tmp_path):
     data = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "1+1=", "n": 1}, {"prompt": prompt, "n": 2}])
-    assert "row 1 (from 0)" in refusal("grpo", grpo_recipe, tmp_path, dataset_name=str(data))
+    assert f"{data}:2: `prompt` must be text" in refusal("grpo", grpo_recipe, tmp_path, dataset_name=str(data))
 
 
 def test_a_dataset_without_prompts(grpo_recipe, tmp_path):
-    data = write_jsonl(tmp_path / "rows.jsonl", [{"question": "1+1?", "solution": "2"}])
-    assert "no column `prompt`, but question" in refusal("grpo", grpo_recipe, tmp_path, dataset_name=str(data))
+    data = write_jsonl(tmp_path / "rows.jsonl", [{"exercise": "1+1?", "solution": "2"}])
+    assert "columns exercise, solution, of which no problem" in refusal(
+        "grpo", grpo_recipe, tmp_path, dataset_name=str(data)
+    )
 
 
 def edited(model_dir, tmp_path, edit):

@@ -42,7 +42,7 @@ SMALLEST_DISK = 200 * 2**20
 
 def check_values(values: dict) -> None:
     """Refuse resolved recipe values that no run can use."""
-    for key in ("model_name_or_path", "dataset_name", "output_dir"):
+    for key in ("model_name_or_path", "output_dir"):
         if not values[key] and not (key == "model_name_or_path" and values.get("config_name")):
             raise RecipeError(f"`{key}` is missing: set it in the recipe or with --{key}")
     for key, value in values.items():
@@ -56,6 +56,10 @@ def check_values(values: dict) -> None:
             raise RecipeError(f"`{key}: {values[key]}` must not be negative")
     if values["max_steps"] <= 0 and values["num_train_epochs"] <= 0:
         raise RecipeError("nothing to train: set `max_steps` or `num_train_epochs` above 0")
+    if values["dataset_streaming"] and values["max_steps"] <= 0:
+        raise RecipeError("`dataset_streaming: true`: a stream has no known length, so set `max_steps`")
+    if values["dataset_streaming"] and "num_generations" in values:
+        raise RecipeError("`dataset_streaming: true`: GRPO checks every prompt before it starts; set it to false")
     if not 0 <= values["lora_dropout"] < 1:
         raise RecipeError(f"`lora_dropout: {values['lora_dropout']}` must lie in [0, 1)")
     if (values["load_in_4bit"] or values["load_in_8bit"]) and not values["use_peft"]:

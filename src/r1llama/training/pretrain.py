@@ -248,12 +248,6 @@ def new_config(name: str, tokenizer):
 
 def load_documents(args, training_args, split: str) -> Dataset | IterableDataset:
     rows = stage.load_dataset(args, split, "text")
-    columns, text_field = rows.column_names or list(next(iter(rows))), training_args.dataset_text_field
-    if text_field not in columns:
-        raise RecipeError(
-            f"the dataset has the columns {', '.join(columns)}, but pretraining reads `{text_field}`: set "
-            "`dataset_text_field`"
-        )
     if isinstance(rows, IterableDataset):
         if training_args.max_steps <= 0:
             raise RecipeError("a stream has no known end: set `max_steps` (`dataset_streaming: true`)")

@@ -73,7 +73,7 @@ def read(dataclass_types, argv: list[str], check=lambda values: None, preset=lam
     for word in argv:
         name = word.removeprefix("--").split("=", 1)[0].replace("-", "_")
         if word.startswith("--") and name not in {"config", "smoke", "help"}:
-            _refuse_unknown(name if name in fields else name.removeprefix("no_"), fields, "command line")
+            refuse_unknown(name if name in fields else name.removeprefix("no_"), fields, "command line")
     smoke = "--smoke" in argv
     argv = [word for word in argv if word != "--smoke"]
     if smoke and "--config" not in argv:
@@ -109,9 +109,14 @@ def read(dataclass_types, argv: list[str], check=lambda values: None, preset=lam
     check(values)
     secrets = {"hub_token"}
     try:
-        return *parser.parse_dict(values), {key: value for key, value in values.items() if key not in secrets}
+        instances = parser.parse_dict(values)
     except (ValueError, TypeError) as error:
         raise RecipeError(str(error)) from error
+    for instance in instances:  # a field without init is another dataclass's key that this one must know too
+        for field in dataclasses.fields(instance):
+            if not field.init and field.name in values:
+                setattr(instance, field.name, values[field.name])
+    return *instances, {key: value for key, value in values.items() if key not in secrets}
 
 
 def nested(kind, values: dict, where: str):
@@ -148,11 +153,12 @@ def _read_yaml(path) -> dict:
 def _check(values: dict, fields, where: str) -> None:
     """Refuse unknown keys and wrong types; each value then has its field's type."""
     for name, value in values.items():
-        _refuse_unknown(name, fields, where)
+        refuse_unknown(name, fields, where)
         values[name] = _typed(name, value, fields[name], where)
 
 
-def _refuse_unknown(name: str, fields, where: str) -> None:
+def refuse_unknown(name: str, fields, where: str) -> None:
+    """Refuse a key that is not among the fields, and say which one may have been meant."""
     if name in GONE_KEYS:
         raise RecipeError(f"{where}: `{name}` is gone: {GONE_KEYS[name]}")
     if name not in fields:

@@ -5,6 +5,7 @@
 The dataset holds `prompt` and `completion`, or `messages`, or `text`; or raw rows and a `task`.
 """
 
+from itertools import islice
 from pathlib import Path
 
 from trl import ModelConfig, SFTConfig, SFTTrainer
@@ -65,15 +66,8 @@ def fine_tune(
     tokenizer.padding_side = "right"
     stage.set_chat_template(training_args, tokenizer)
     rows = stage.load_dataset(args, args.dataset_train_split, "demonstration")
-    shapes = [{"prompt", "completion"}, {"messages"}, {training_args.dataset_text_field}, {"input_ids"}]
-    if not any(shape <= set(rows.column_names) for shape in shapes):
-        raise RecipeError(
-            f"the dataset has the columns {', '.join(rows.column_names)}, but SFT learns from `prompt` and "
-            f"`completion`, from `messages`, or from `{training_args.dataset_text_field}` (`dataset_text_field`): "
-            "rename some, or set `task`"
-        )
     if not training_args.chat_template_path:
-        check_chat_template(rows[0], tokenizer)
+        check_chat_template(next(iter(rows)), tokenizer)
     check(args, training_args, rows, tokenizer)
     evaluation = None
     if training_args.eval_strategy != "no":
@@ -93,7 +87,8 @@ def fine_tune(
     )
     if args.log_completions_steps and "prompt" in rows.column_names:
         path = Path(training_args.output_dir) / "completions" / "samples.jsonl"
-        prompts = [_render(prompt, tokenizer) for prompt in (evaluation or rows)["prompt"][: sampler.count]]
+        shown = islice(rows if evaluation is None else evaluation, sampler.count)
+        prompts = [_render(row["prompt"], tokenizer) for row in shown]
         room = context - max(map(len, tokenizer(prompts)["input_ids"])) if context else SAMPLE_TOKENS
         trainer.add_callback(sampler(path, args.log_completions_steps, trainer, prompts, min(room, SAMPLE_TOKENS)))
     return stage.train(trainer, args, name, resume_from)

@@ -1,6 +1,5 @@
 """What both stages share: arguments, data, model and tokenizer, resuming, and the final save."""
 
-import importlib
 import json
 import logging
 import os
@@ -15,18 +14,19 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerState, set_seed
-from trl import get_peft_config, get_quantization_config, is_conversational
+from trl import get_peft_config, get_quantization_config
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
 import r1llama  # noqa: F401  (registers the architecture with the Auto classes)
 from r1llama.data.chat import TEMPLATES, special_tokens, template_path
-from r1llama.data.loading import DataError, load_rows, looks_local
+from r1llama.data.loading import DataError, looks_local
 from r1llama.data.tokenizer import end_of_turn
 from r1llama.model import lora_targets
 from r1llama.training import recipe
 from r1llama.training.callbacks import AuxiliaryLosses, MetricsFile, RouterBalancing
 from r1llama.training.checkpoint import about, newest_complete, replace_text, why_unusable
 from r1llama.training.continuity import check_data, check_recipe, data_identity
+from r1llama.training.dataset import DataArguments, load_dataset, sources_of  # noqa: F401  (stages load through this)
 from r1llama.training.durable import DurableTrainer
 from r1llama.training.optimizers import Muon, param_groups
 from r1llama.training.recipe import RecipeError
@@ -35,32 +35,6 @@ from r1llama.training.stopping import RunStopped, StopSignals
 log = logging.getLogger("r1llama")
 
 PAD_CANDIDATES = ["<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|endoftext|>", "<unk>"]
-
-
-@dataclass
-class DataArguments:
-    """Where the rows come from and what they become."""
-
-    dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "Hub id, or local path: a .jsonl, .json or .parquet file, or a directory of them."},
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on; slices work."})
-    dataset_test_split: str = field(
-        default="test", metadata={"help": "Split to evaluate on, if eval_strategy is set."}
-    )
-    task: str | None = field(
-        default=None,
-        metadata={
-            "help": "Module that turns raw rows into prompts: a name in r1llama.tasks, such as gsm8k, or a dotted "
-            "path. Unset or empty: the rows already have the columns that the trainer wants."
-        },
-    )
-    system_prompt: str | None = field(
-        default=None,
-        metadata={"help": "System message of every chat prompt. Unset: the task's own, or none; empty: none."},
-    )
 
 
 @dataclass
@@ -102,44 +76,6 @@ def record(values: dict, resume_from: str | None = None) -> None:
         path.with_name("all_results.json").unlink(missing_ok=True)  # the sign of a finished run
         log.info("recipe: %s", json.dumps(values, sort_keys=True, default=str))
     PartialState().wait_for_everyone()
-
-
-def load_dataset(args: DataArguments, split: str, kind: str):
-    """One split, with the task and the system prompt applied.
-
-    Args:
-        args: The recipe's data keys.
-        split: Name of the split.
-        kind: The task's function to apply: `problem` (prompt, solution) or `demonstration` (prompt, completion).
-    """
-    with PartialState().main_process_first():
-        try:
-            rows = load_rows(args.dataset_name, args.dataset_config, split)
-        except DataError as error:
-            raise RecipeError(f"`dataset_name`: {error}") from error
-        if args.task:
-            convert = getattr(_task(args.task), kind)
-            keywords = {} if args.system_prompt is None else {"system_prompt": args.system_prompt}
-            try:
-                return rows.map(convert, fn_kwargs=keywords, remove_columns=rows.column_names, desc=args.task)
-            except KeyError as error:
-                raise RecipeError(
-                    f"`task: {args.task}` needs the column {error}, but the dataset has {', '.join(rows.column_names)}"
-                ) from error
-        if args.system_prompt:
-            if "prompt" not in rows.column_names or not is_conversational(rows[0]):
-                raise RecipeError("`system_prompt` needs a `prompt` column of chat messages")
-            system = {"role": "system", "content": args.system_prompt}
-            return rows.map(lambda row: {"prompt": [system, *row["prompt"]]}, desc="system prompt")
-        return rows
-
-
-def _task(name: str):
-    path = name if "." in name else f"r1llama.tasks.{name}"
-    try:
-        return importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        raise RecipeError(f"`task: {name}`: there is no module {path}") from error
 
 
 def load_config(model_args, trust_remote_code: bool):
@@ -403,9 +339,12 @@ def save(trainer, args: StageArguments, stage: str) -> None:
     model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     trainer.save_model(trainer.args.output_dir)
-    hub_dataset = None if os.path.exists(args.dataset_name) else args.dataset_name
+    hub_datasets = [source.path for source in sources_of(args) if not looks_local(source.path)]
+    hub_datasets = [name for name in hub_datasets if not os.path.exists(name)]
     trainer.create_model_card(
-        model_name=Path(trainer.args.output_dir).name, dataset_name=hub_dataset, tags=["r1llama", "reasoning", stage]
+        model_name=Path(trainer.args.output_dir).name,
+        dataset_name=hub_datasets or None,
+        tags=["r1llama", "reasoning", stage],
     )
 
 
@@ -416,7 +355,7 @@ def run(main) -> None:
     except RunStopped as error:
         print(f"r1llama: {error}", file=sys.stderr)
         sys.exit(error.status)
-    except RecipeError as error:
+    except (RecipeError, DataError) as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(30)  # the launcher ends all processes with the first: that one is to be the one that speaks
         print(f"r1llama: {error}", file=sys.stderr)

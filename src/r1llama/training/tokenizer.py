@@ -77,9 +77,8 @@ def main(argv: list[str]) -> dict[str, float]:
 
 
 def _check(values: dict) -> None:
-    for key in ("dataset_name", "output_dir"):
-        if not values[key]:
-            raise RecipeError(f"`{key}` is missing: set it in the recipe or with --{key}")
+    if not values["output_dir"]:
+        raise RecipeError("`output_dir` is missing: set it in the recipe or with --output_dir")
     if values["max_documents"] is not None and values["max_documents"] <= 0:
         raise RecipeError(f"`max_documents: {values['max_documents']}` must be above 0")
     try:
