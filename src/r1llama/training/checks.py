@@ -64,6 +64,11 @@ def check_values(values: dict) -> None:
         raise RecipeError(f"`lora_dropout: {values['lora_dropout']}` must lie in [0, 1)")
     if (values["load_in_4bit"] or values["load_in_8bit"]) and not values["use_peft"]:
         raise RecipeError("`load_in_4bit` / `load_in_8bit` freeze the weights: set `use_peft: true` to train adapters")
+    if values.get("rope_parameters") and values["use_peft"]:
+        raise RecipeError(
+            "`rope_parameters` belong to the model's config, which adapters (`use_peft`) are saved without: extend "
+            "the context by a full training first"
+        )
     if values["muon"]:
         _check_muon(values)
     recipe_says = "fp16" if values["fp16"] else "no" if values["bf16"] is False else "bf16"

@@ -28,7 +28,8 @@ from r1llama.data.loading import DataError
 from r1llama.data.packing import BATCH, BlockStream, Packer, decode_position, pack, tokenise
 from r1llama.training import recipe, stage
 from r1llama.training.checks import check_machine, check_values
-from r1llama.training.collator import PackedCollator
+from r1llama.training.collator import PackedCollator, in_one_row
+from r1llama.training.context import with_rope
 from r1llama.training.recipe import RecipeError
 from r1llama.training.schedule import optimizer_steps, plan
 from r1llama.training.throughput import Perplexity, Throughput
@@ -72,8 +73,7 @@ class BlockTrainer(Perplexity, SFTTrainer):
 
     def __init__(self, stream: BlockStream | None, keys: dict, **kwargs):
         super().__init__(data_collator=PackedCollator(kwargs["processing_class"].pad_token_id), **kwargs)
-        # FlashAttention knows packed documents in one row only
-        self.data_collator.padding_free = "flash" in (self.model.config._attn_implementation or "")
+        self.data_collator.padding_free = in_one_row(self.model.config)
         self.args.include_num_input_tokens_seen = "all"  # there is no padding
         self.stream, self.stream_keys = stream, keys
         self.position = self.resumed_from = None
@@ -158,9 +158,8 @@ def main(argv: list[str]) -> dict[str, float]:
         config = stage.load_config(model_args, training_args.trust_remote_code)
         tokenizer = stage.load_tokenizer(model_args, config, training_args.trust_remote_code, args.tokenizer_name)
     tokenizer.padding_side = "right"
-    length, context = training_args.max_length, getattr(config, "max_position_embeddings", None)
-    if context and length > context:
-        raise RecipeError(f"`max_length: {length}` exceeds the model's context: set it to {context} tokens or less")
+    length = training_args.max_length
+    config = with_rope(config, args.rope_parameters, length)
 
     rows, stream, keys = load_documents(args, training_args, args.dataset_train_split), None, {}
     if isinstance(rows, IterableDataset):
@@ -186,13 +185,16 @@ def main(argv: list[str]) -> dict[str, float]:
         read_position(Path(resume_from), keys)
     stage.record(values, resume_from)
 
-    make = stage.new_model if args.config_name else stage.load_model
+    if args.config_name:
+        model = stage.new_model(model_args, training_args, config)
+    else:
+        model = stage.load_model(model_args, training_args, config, changed=bool(args.rope_parameters))
     training_args.dataset_kwargs = {"skip_prepare_dataset": True}  # blocks are ready for the trainer
     training_args.packing = training_args.padding_free = False
     trainer = BlockTrainer(
         stream,
         keys,
-        model=make(model_args, training_args, config),
+        model=model,
         args=training_args,
         train_dataset=rows,
         eval_dataset=evaluation,

@@ -13,9 +13,16 @@ from trl import ModelConfig, SFTConfig, SFTTrainer
 from r1llama.training import recipe, stage
 from r1llama.training.callbacks import SampleCompletions
 from r1llama.training.checks import check_chat_template, check_machine, check_values
+from r1llama.training.collator import pack_in_rows
+from r1llama.training.context import with_rope
 from r1llama.training.recipe import RecipeError
+from r1llama.training.throughput import Perplexity, Throughput
 
 SAMPLE_TOKENS = 256
+
+
+class SFTStageTrainer(Perplexity, SFTTrainer):
+    """SFTTrainer that also tells the perplexity."""
 
 
 def main(argv: list[str]) -> dict[str, float]:
@@ -38,7 +45,7 @@ def fine_tune(
     name: str,
     arguments: type[stage.StageArguments] = stage.StageArguments,
     check=lambda args, training_args, rows, tokenizer: None,
-    trainer_class=lambda args: SFTTrainer,
+    trainer_class=lambda args: SFTStageTrainer,
     sampler: type[SampleCompletions] = SampleCompletions,
 ) -> dict[str, float]:
     """What supervised stages share; `main` says the rest.
@@ -57,11 +64,8 @@ def fine_tune(
     check_machine(values)
     stage.set_up()
     config = stage.load_config(model_args, training_args.trust_remote_code)
+    config = with_rope(config, args.rope_parameters, training_args.max_length)
     context = getattr(config, "max_position_embeddings", None)
-    if context and training_args.max_length and training_args.max_length > context:
-        raise RecipeError(
-            f"`max_length: {training_args.max_length}` exceeds the model's context: set it to {context} tokens or less"
-        )
     tokenizer = stage.load_tokenizer(model_args, config, training_args.trust_remote_code)
     tokenizer.padding_side = "right"
     stage.set_chat_template(training_args, tokenizer)
@@ -78,13 +82,15 @@ def fine_tune(
     stage.record(values, resume_from)
 
     trainer = trainer_class(args)(
-        model=stage.load_model(model_args, training_args, config),
+        model=stage.load_model(model_args, training_args, config, changed=bool(args.rope_parameters)),
         args=training_args,
         train_dataset=rows,
         eval_dataset=evaluation,
         processing_class=tokenizer,
         **stage.adapters(model_args, config),
     )
+    pack_in_rows(trainer)
+    Throughput.add_to(trainer, training_args.max_length or context)
     if args.log_completions_steps and "prompt" in rows.column_names:
         path = Path(training_args.output_dir) / "completions" / "samples.jsonl"
         shown = islice(rows if evaluation is None else evaluation, sampler.count)

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -50,6 +51,13 @@ class StageArguments(DataArguments):
         metadata={
             "help": "Train the matrices with Muon, the rest with AdamW; `learning_rate`, `weight_decay` and the "
             "schedule mean the same as with AdamW alone. Not with adapters, ZeRO or FSDP."
+        },
+    )
+    rope_parameters: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "For a longer context, over the model's own: `{rope_type: yarn, factor: 4.0}` makes it four times "
+            "that of the pretraining. Saved with the model. Read by pretrain and sft."
         },
     )
 
@@ -168,9 +176,10 @@ def set_chat_template(training_args, tokenizer) -> None:
             ) from error
 
 
-def load_model(model_args, training_args, config):
+def load_model(model_args, training_args, config, changed: bool = False):
     """What to hand to the trainer: a name that it loads itself, or, for a directory that holds a config but no
-    weights, a model initialised from the seed. Fills in `training_args.model_init_kwargs`."""
+    weights, a model initialised from the seed. Fills in `training_args.model_init_kwargs`; with `changed`, `config`
+    is not the one that lies with the weights, and replaces it."""
     if model_args.dtype == "bfloat16" and not model_args.use_peft and training_args.deepspeed_plugin is None:
         log.warning(
             "`dtype: bfloat16`: updates below 1/256 of a weight are lost; `dtype: float32` with `bf16` keeps them"
@@ -182,6 +191,7 @@ def load_model(model_args, training_args, config):
             "revision": model_args.model_revision,
             "attn_implementation": model_args.attn_implementation,
             "dtype": model_args.dtype,
+            **({"config": config} if changed else {}),
             **(training_args.model_init_kwargs or {}),
         }
         return model_args.model_name_or_path

@@ -152,7 +152,7 @@ class Throughput(TrainerCallback):
 
 class Perplexity:
     """For an SFTTrainer, in front of it: `eval_loss` is the mean over all validation tokens and not over batches, and
-    `eval_perplexity` its exponential.
+    `eval_perplexity` its exponential, if the loss is the plain one.
 
     On several processes, the rows that fill up the last batch are counted again.
     """
@@ -168,6 +168,7 @@ class Perplexity:
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         total, count = self.accelerator.reduce(self.scored.to(self.args.device)).tolist()
         loss = total / count if count else math.nan
-        perplexity = math.exp(loss) if loss < 700 else math.inf
-        output.metrics.update({f"{metric_key_prefix}_loss": loss, f"{metric_key_prefix}_perplexity": perplexity})
+        output.metrics[f"{metric_key_prefix}_loss"] = loss
+        if self.args.loss_type == "nll" and not self.args.label_smoothing_factor:
+            output.metrics[f"{metric_key_prefix}_perplexity"] = math.exp(loss) if loss < 700 else math.inf
         return output
