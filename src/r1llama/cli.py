@@ -25,6 +25,7 @@ COMMANDS = {
     "grpo": ("r1llama.training.grpo", "reinforcement learning from a recipe"),
     "improve": ("r1llama.training.improve", "rounds of sampling and learning, judged on held-out problems"),
     "sample": ("r1llama.training.sampling", "complete problems and grade the completions"),
+    "pass-rate": ("r1llama.training.pass_rate", "how often a model solves each problem, for GRPO's curriculum"),
     "evaluate": ("r1llama.evaluation.command", "score a model on problems"),
     "inspect": ("r1llama.model.sizes", "count a model's parameters and what a token adds to its cache"),
     "rewards": ("r1llama.rewards.command", "list, try and attack reward functions"),

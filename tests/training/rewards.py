@@ -27,3 +27,12 @@ def half_flat(prompts, completions, **kwargs):
 
 def flat(completions, **kwargs):
     return [0.3] * len(completions)
+
+
+def has_digit(completions, **kwargs):
+    """1 with a digit, None without a letter, else 0."""
+    known = [any(char.isascii() and char.isalnum() for char in text) for text in completions]
+    return [
+        float(any(char in "0123456789" for char in text)) if judged else None
+        for text, judged in zip(completions, known, strict=True)
+    ]

@@ -130,6 +130,10 @@ def _check_groups(values: dict) -> None:
 def _check_rollouts(values: dict) -> None:
     if values["log_completions"] and values["log_completions_steps"]:
         raise RecipeError("`log_completions` and `log_completions_steps` write the same tables: set one of them")
+    low = values["min_pass_rate"] or 0.0
+    high = 1.0 if values["max_pass_rate"] is None else values["max_pass_rate"]
+    if not 0 <= low <= high <= 1:
+        raise RecipeError(f"`min_pass_rate: {low}` to `max_pass_rate: {high}` must be a band within 0 to 1")
     length, cache = values["max_completion_length"], values["soft_punish_cache"]
     if not 0 <= cache <= length:
         raise RecipeError(f"`soft_punish_cache: {cache}` must lie in 0 to `max_completion_length: {length}`")

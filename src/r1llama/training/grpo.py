@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from datasets import IterableDataset
 from trl import GRPOConfig, ModelConfig
 
 from r1llama.rewards import get_reward, required_columns
@@ -20,6 +21,7 @@ from r1llama.training.algorithms import preset
 from r1llama.training.callbacks import RewardAlarm
 from r1llama.training.checks import check_machine, check_prompts, check_rewards, check_values
 from r1llama.training.completions import CompletionTables
+from r1llama.training.curriculum import by_pass_rate
 from r1llama.training.grpo_trainer import R1GRPOTrainer
 from r1llama.training.recipe import RecipeError
 
@@ -57,6 +59,17 @@ class GRPOArguments(stage.StageArguments):
             "help": "Soft overlong punishment over the last so many tokens before `max_completion_length` (below 1: "
             f"that share of it), from 0 to -1 with weight {OVERLONG_WEIGHT}; 0: none."
         },
+    )
+    min_pass_rate: float | None = field(
+        default=None,
+        metadata={"help": "Leave out problems whose `pass_rate` is below; `r1llama pass-rate` writes that column."},
+    )
+    max_pass_rate: float | None = field(
+        default=None, metadata={"help": "Leave out problems whose `pass_rate` is above; 0.1 to 0.6 is a usual band."}
+    )
+    easy_first: bool = field(
+        default=False,
+        metadata={"help": "From the highest `pass_rate` to the lowest, in each epoch, instead of a random order."},
     )
     max_resamples: int = field(
         default=0,
@@ -106,6 +119,11 @@ def main(argv: list[str]) -> dict[str, float]:
     config = stage.load_config(model_args, training_args.trust_remote_code)
     tokenizer = stage.load_tokenizer(model_args, config, training_args.trust_remote_code)
     rows = stage.load_dataset(args, args.dataset_train_split, "problem")
+    rows = by_pass_rate(rows, args.min_pass_rate, args.max_pass_rate, args.easy_first, training_args.seed)
+    if args.easy_first:
+        training_args.shuffle_dataset = values["shuffle_dataset"] = False
+    if args.max_resamples and isinstance(rows, IterableDataset):
+        raise RecipeError("`max_resamples` draws other problems at random, but the dataset streams: set it to 0")
     evaluation = None
     if training_args.eval_strategy != "no":
         evaluation = stage.load_dataset(args, args.dataset_test_split, "problem")
