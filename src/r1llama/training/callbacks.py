@@ -2,6 +2,7 @@
 
 - `MetricsFile`: one line of JSON per log
 - `SampleCompletions`: greedy answers to a few fixed prompts, as JSON lines (SFT)
+- `SampledFormat`: and the share of them in the reasoning format (distillation)
 - `RewardAlarm`: says why a reward is stuck (GRPO)
 - `RouterBalancing`: moves the experts' selection bias before each optimizer step
 - `AuxiliaryLosses`: weighs and logs the losses beside the language loss
@@ -21,6 +22,7 @@ from transformers import TrainerCallback
 from trl.models import unwrap_model_for_generation
 
 from r1llama.model import update_router_bias
+from r1llama.rewards import format_reward
 from r1llama.rewards.diagnostics import diagnose
 from r1llama.rewards.text import completion_text
 from r1llama.training.checkpoint import replace_text
@@ -150,6 +152,18 @@ class SampleCompletions(_JsonLines):
             texts = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
             rows = zip(self.prompts, texts, strict=True)
             self.append([{"step": state.global_step, "prompt": p, "completion": c} for p, c in rows])
+
+
+class SampledFormat(SampleCompletions):
+    """Logs `sampled_format` too: the share of the samples that are `<think>...</think><answer>...</answer>`, complete
+    and nothing else."""
+
+    count = 16
+
+    def append(self, rows):
+        super().append(rows)
+        scores = format_reward([row["completion"] for row in rows], prompts=[row["prompt"] for row in rows])
+        self.trainer._metrics["train"]["sampled_format"].append(sum(scores) / len(scores))
 
 
 class _JoinsLogs(TrainerCallback):

@@ -21,10 +21,9 @@ from trl.chat_template_utils import get_training_chat_template, has_generation_m
 
 from r1llama.data.chat import TEMPLATES
 from r1llama.data.tokenizer import TAGS
-from r1llama.rewards import format_reward
 from r1llama.rewards.text import completion_text
-from r1llama.training import sft, stage
-from r1llama.training.callbacks import SampleCompletions
+from r1llama.training import recipe, sft, stage, teacher
+from r1llama.training.callbacks import SampledFormat
 from r1llama.training.recipe import RecipeError
 from r1llama.training.think_weighted import ThinkWeightedSFTTrainer, check_weights
 
@@ -53,18 +52,6 @@ class DistillArguments(stage.StageArguments):
         self.tag_weights = check_weights(self.tag_weights)
 
 
-class SampledFormat(SampleCompletions):
-    """Logs `sampled_format` too: the share of the samples that are `<think>...</think><answer>...</answer>`, complete
-    and nothing else."""
-
-    count = 16
-
-    def append(self, rows):
-        super().append(rows)
-        scores = format_reward([row["completion"] for row in rows], prompts=[row["prompt"] for row in rows])
-        self.trainer._metrics["train"]["sampled_format"].append(sum(scores) / len(scores))
-
-
 def main(argv: list[str]) -> dict[str, float]:
     """Run the stage.
 
@@ -77,6 +64,8 @@ def main(argv: list[str]) -> dict[str, float]:
     Raises:
         RecipeError: The run cannot work; raised before the model loads.
     """
+    if recipe.sets(argv, "teacher_model_name_or_path"):
+        return teacher.main(argv)
     return sft.fine_tune(
         argv,
         "distill",

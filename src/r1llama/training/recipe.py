@@ -132,6 +132,19 @@ def nested(kind, values: dict, where: str):
     return kind(**values)
 
 
+def sets(argv: list[str], key: str) -> bool:
+    """Whether the command line, or else the recipe it names (its `smoke` values count), gives a key a value."""
+    flags = {f"--{key}", f"--{key.replace('_', '-')}"}
+    if flags & {word.split("=", 1)[0] for word in argv}:
+        return True
+    words = [piece for word in argv for piece in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    if "--config" not in words[:-1]:
+        return False
+    values = _read_yaml(words[words.index("--config") + 1])
+    trial = values.get("smoke")
+    return bool(values.get(key) or ("--smoke" in words and isinstance(trial, dict) and trial.get(key)))
+
+
 def save(values: dict, path: Path) -> None:
     """Write resolved values as a recipe that `read` turns into the same run."""
     replace_text(Path(path), yaml.safe_dump(values, allow_unicode=True, width=119))
