@@ -89,6 +89,18 @@ def test_resumed_equals_uninterrupted(stage, tmp_path, caplog):
     assert steps == [1, 2, 3, 4]
 
 
+def test_resumed_equals_uninterrupted_in_a_later_epoch(grpo_recipe, tmp_path):
+    """Four prompts, two a step: the checkpoint lies within the second epoch."""
+    rows = [{"prompt": f"{a}=", "solution": str(a)} for a in range(4)]
+    data = write_jsonl(tmp_path / "four.jsonl", rows)
+    words = argv(grpo_recipe, tmp_path / "r.yaml", dataset_name=str(data), max_steps=5, save_steps=3)
+    grpo.main(words)
+    (tmp_path / "resumed").mkdir()
+    shutil.copytree(tmp_path / "out" / "checkpoint-3", tmp_path / "resumed" / "checkpoint-3")
+    grpo.main([*words, "--output_dir", str(tmp_path / "resumed")])
+    assert_same_weights(tmp_path / "out", tmp_path / "resumed")
+
+
 def test_the_saved_recipe_resolves_to_the_same_run(stage, tmp_path):
     main, recipe = stage
     main(argv(recipe, tmp_path / "r.yaml", gradient_accumulation_steps=2, per_device_train_batch_size=4))

@@ -33,21 +33,31 @@ def teacher_recipe(sft_recipe, teacher_dir):
     return recipe | {"teacher_model_name_or_path": str(teacher_dir), "max_completion_length": 40}
 
 
+@pytest.fixture(scope="module")
+def frank_dir(tmp_path_factory, teacher_dir):
+    """A teacher that says the same at every token: soon learned."""
+    folder = tmp_path_factory.mktemp("frank")
+    model = AutoModelForCausalLM.from_pretrained(teacher_dir)
+    model.model.embed_tokens.weight.data[:] = model.model.embed_tokens.weight.data[0].clone()
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(teacher_dir).save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.mark.parametrize("lmbda", [0.0, 0.5, 1.0])
-def test_a_student_comes_nearer_and_resumes_exactly(lmbda, teacher_recipe, tmp_path):
-    """With the student's completions, the dataset's, or both; in micro-batches."""
-    changes = {"lmbda": lmbda, "max_steps": 20, "save_steps": 10, "learning_rate": 1e-2, "beta": 0.0}
-    changes |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_completion_length": 24 + 16}
-    words = argv(teacher_recipe, tmp_path / "r.yaml", log_completions_steps=10, **changes)
+def test_a_student_comes_nearer_and_resumes_exactly(lmbda, teacher_recipe, frank_dir, tmp_path):
+    """With the student's completions, the dataset's, or both; in micro-batches; resumed in the third epoch."""
+    changes = {"lmbda": lmbda, "max_steps": 12, "save_steps": 10, "learning_rate": 1e-2, "log_completions_steps": 6}
+    changes |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_completion_length": 12}
+    words = argv(teacher_recipe, tmp_path / "r.yaml", teacher_model_name_or_path=frank_dir, **changes)
     distill.main(words)
     out = tmp_path / "out"
     AutoModelForCausalLM.from_pretrained(out)
     logs = [log for log in json_lines(out / "metrics.jsonl") if "loss" in log]
-    first, last = (sum(log["loss"] for log in part) / 5 for part in (logs[:5], logs[-5:]))
-    assert last < 0.8 * first
+    assert logs[-1]["loss"] < 0.5 * logs[0]["loss"]
     own = [log["on_policy"] for log in logs]
-    assert (0 < sum(own) < 20) if lmbda == 0.5 else set(own) == {lmbda}
-    assert {sample["step"] for sample in json_lines(out / "completions" / "samples.jsonl")} == {10, 20}
+    assert (0 < sum(own) < 12) if lmbda == 0.5 else set(own) == {lmbda}
+    assert {sample["step"] for sample in json_lines(out / "completions" / "samples.jsonl")} == {6, 12}
 
     (tmp_path / "resumed").mkdir()
     shutil.copytree(out / "checkpoint-10", tmp_path / "resumed" / "checkpoint-10")
@@ -119,9 +129,7 @@ def test_another_vocabulary(refused, teacher_dir, tmp_path):
     LlamaForCausalLM(tiny_config(tokenizer)).save_pretrained(tmp_path / "other")
     key = {"teacher_model_name_or_path": str(tmp_path / "other")}
     message = refused(**key)  # the student's tokenizer, and a larger embedding
-    assert "has `vocab_size: 263`, and the student 262" in message.replace(str(more + 1), "263").replace(
-        str(more), "262"
-    )
+    assert f"has `vocab_size: {more + 1}`, and the student {more}" in message
     tokenizer.save_pretrained(tmp_path / "other")
     message = refused(**key)
     assert f"1 of {more + 1} tokens differ: '<more>' is missing for the student and {more} for the teacher" in message
@@ -135,7 +143,8 @@ def test_teachers_that_are_none(refused, teacher_dir, tmp_path):
 
 
 def test_rows_that_do_not_fit(refused, problems, tmp_path, caplog):
-    assert "`lmbda: 0.0` needs the column `completion`" in refused(dataset_name=str(problems), lmbda=0.0)
+    assert "prompt, solution, of which no demonstration can be made" in refused(dataset_name=str(problems), lmbda=0.0)
+    assert "`dataset_streaming: true`" in refused(dataset_streaming=True)
     assert "`lmbda: 1.5` must lie in [0, 1]" in refused(lmbda=1.5)
     assert "16 rows do not fill one step of 32" in refused(per_device_train_batch_size=32)
     rows = [{"prompt": "1=", "completion": "1"}] * 2 + [{"prompt": "1=", "completion": "1" * 50}]

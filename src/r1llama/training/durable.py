@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 
 import torch
+from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
+from trl.trainer.utils import RepeatSampler
 
 from r1llama.training.checkpoint import (
     DRAFTS,
@@ -128,6 +130,10 @@ class DurableTrainer:
                 "`resume_from_checkpoint: false` starts over"
             )
 
+    def _get_train_sampler(self, *args, **kwargs):
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        return _OrderOfTheEpoch(sampler, self) if isinstance(sampler, RepeatSampler) and sampler.shuffle else sampler
+
     def _load_best_model(self):
         best = Path(self.state.best_model_checkpoint)
         if reason := why_incomplete(best):
@@ -156,6 +162,21 @@ class DurableTrainer:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
+
+
+class _OrderOfTheEpoch(Sampler):
+    """TRL's `RepeatSampler`, whose generator runs on from epoch to epoch: a resumed run would take the first epoch's
+    order again. Here seed and epoch make the order; the first epoch's is TRL's."""
+
+    def __init__(self, sampler: RepeatSampler, trainer):
+        self.sampler, self.trainer = sampler, trainer
+
+    def __len__(self):
+        return len(self.sampler)
+
+    def __iter__(self):
+        self.sampler.generator.manual_seed(self.sampler.seed + int(self.trainer.state.epoch or 0))
+        return iter(self.sampler)
 
 
 class _SetAside(TrainerCallback):

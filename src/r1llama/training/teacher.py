@@ -2,8 +2,8 @@
 
 At every token of a completion, the student's next-token distribution moves towards the teacher's, by the generalised
 Jensen-Shannon divergence of Agarwal et al., "On-Policy Distillation of Language Models" (arXiv 2306.13649): `beta` 0
-is the forward KL divergence, 1 the reverse one. TRL's `DistillationTrainer` computes it tile by tile, without the logits
-of a whole batch. `lmbda`, as in the paper, is whose completions they are:
+is the forward KL divergence, 1 the reverse one. TRL's `DistillationTrainer` computes it tile by tile, without the
+logits of a whole batch. `lmbda`, as in the paper, is whose completions they are:
 
     1    the student's own, sampled for each step (on-policy): it learns what to do where it gets itself
     0    the dataset's (logit distillation): no sampling, and the teacher's traces as they are
@@ -95,6 +95,10 @@ def main(argv: list[str]) -> dict[str, float]:
     args, training_args, model_args, values = recipe.read(
         (TeacherArguments, DistillationConfig, ModelConfig), argv, check_values
     )
+    if args.dataset_streaming:
+        raise RecipeError(
+            f"`dataset_streaming: true` and `{KEY}`: prompts are checked before training, so read them all"
+        )
     check_machine(values)
     stage.set_up()
     config = stage.load_config(model_args, training_args.trust_remote_code)
@@ -171,17 +175,11 @@ def check_teacher(training_args: DistillationConfig, config, tokenizer) -> None:
 def _load(args: TeacherArguments, split: str, training_args: DistillationConfig, tokenizer, config):
     """Rows with `prompt`, and with `completion` where some steps need it."""
     rows = stage.load_dataset(args, split, "problem" if args.lmbda == 1 else "demonstration")
-    if args.lmbda < 1:
-        if "messages" in rows.column_names:
-            rows = rows.map(
-                lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]},
-                remove_columns="messages",
-            )
-        if "completion" not in rows.column_names:
-            raise RecipeError(
-                f"`lmbda: {args.lmbda}` needs the column `completion`, but the dataset has "
-                f"{', '.join(rows.column_names)}: rename one, set `task`, or set `lmbda: 1`"
-            )
+    if "messages" in rows.column_names:
+        rows = rows.map(
+            lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]},
+            remove_columns="messages",
+        )
     check_prompts(rows, tokenizer, config, training_args.max_completion_length)
     if args.lmbda < 1:
         longest = training_args.max_completion_length
