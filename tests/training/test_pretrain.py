@@ -156,6 +156,60 @@ def test_resumed_equals_uninterrupted(recipe, tmp_path, shuffle):
     assert [log["num_tokens"] for log in before] == [log["num_tokens"] for log in after]
 
 
+SOURCES = {
+    "stream": {},
+    "shuffled stream": {"shuffle_dataset": True, "shuffle_window": 9},
+    "mixture, read by a worker": {"mixed": True, "shuffle_dataset": True, "dataloader_num_workers": 1},
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_stream_resumes_exactly(recipe, tmp_path, documents, source):
+    changes = dict(SOURCES[source])
+    if changes.pop("mixed", False):
+        rows = [{"text": f"{i} other words"} for i in range(30)]
+        other = write_jsonl(tmp_path / "other.jsonl", rows)
+        recipe.pop("dataset_name")
+        changes["datasets"] = [{"path": str(documents), "weight": 2}, {"path": str(other), "weight": 1}]
+    recipe |= {"dataset_streaming": True, "save_steps": 2, "gradient_accumulation_steps": 3} | changes
+    recipe |= {"max_steps": 12}  # 72 blocks: the documents have 61
+    pretrain.main(argv(recipe, tmp_path / "r.yaml"))
+    again = tmp_path / "again"
+    interrupt(tmp_path / "out", again, 10)
+    pretrain.main(argv(recipe, tmp_path / "r.yaml", output_dir=str(again)))
+    assert_same_weights(tmp_path / "out", again)
+    assert [log["loss"] for log in logs_of(again)] == [log["loss"] for log in logs_of(tmp_path / "out")]
+    assert [log["num_tokens"] for log in logs_of(again)] == [6 * 32 * step for step in range(1, 13)]
+
+
+def test_dropout_after_a_resumed_stream_is_that_of_the_uninterrupted_run(recipe, tmp_path):
+    config = json.loads((tmp_path / "model.json").read_text()) | {"attention_dropout": 0.3}
+    (tmp_path / "model.json").write_text(json.dumps(config | {"layer_types": ["full_attention"] * 2}))
+    recipe |= {"dataset_streaming": True, "save_steps": 2, "dataset_train_split": "train"}
+    recipe |= {"eval_strategy": "steps", "eval_steps": 2, "dataset_test_split": "train", "max_eval_blocks": 3}
+    metrics = pretrain.main(argv(recipe, tmp_path / "r.yaml"))
+    interrupt(tmp_path / "out", tmp_path / "again", 4)
+    again = pretrain.main(argv(recipe, tmp_path / "r.yaml", output_dir=str(tmp_path / "again")))
+    assert_same_weights(tmp_path / "out", tmp_path / "again")
+    assert metrics["eval_perplexity"] == again["eval_perplexity"] > 1
+
+
+def test_another_stream_is_refused_at_resuming(recipe, tmp_path):
+    recipe |= {"dataset_streaming": True, "save_steps": 2, "max_steps": 2}
+    pretrain.main(argv(recipe, tmp_path / "r.yaml"))
+    recipe["max_steps"] = 4
+    with pytest.raises(RecipeError, match=r"`shuffle_window: 7`, but the stream of .* was made with 1000: set it"):
+        pretrain.main(argv(recipe, tmp_path / "r.yaml", shuffle_window=7))
+    with pytest.raises(RecipeError, match="`dataloader_num_workers: 2`: each would read the stream"):
+        pretrain.main(argv(recipe, tmp_path / "r.yaml", dataloader_num_workers=2))
+    with pytest.raises(RecipeError, match="`eval_strategy` on a stream: set `max_eval_blocks`"):
+        pretrain.main(argv(recipe, tmp_path / "r.yaml", eval_strategy="steps", dataset_test_split="train"))
+    local = {"dataset_streaming": False, "output_dir": str(tmp_path / "local")}
+    pretrain.main(argv(recipe, tmp_path / "r.yaml", **local))
+    with pytest.raises(RecipeError, match=r"stream\.json is missing: the checkpoint is of a run without"):
+        pretrain.main(argv(recipe, tmp_path / "r.yaml", output_dir=str(tmp_path / "local"), max_steps=6))
+
+
 WSD = {"num_decay_steps": 3, "min_lr_ratio": 0.1, "decay_type": "linear"}
 
 

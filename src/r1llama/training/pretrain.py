@@ -37,8 +37,16 @@ from r1llama.training.throughput import Perplexity, Throughput
 log = logging.getLogger("r1llama")
 
 STREAM_FILE = "stream.json"
-# Workers, too: in one, datasets draws from a mixture in another order
-STREAM_KEYS = ("dataset_name", "dataset_train_split", "max_length", "shuffle_window", "dataloader_num_workers")
+STREAM_KEYS = (
+    "dataset_name",
+    "dataset_config",
+    "dataset_train_split",
+    "datasets",
+    "sample_by",
+    "max_length",
+    "shuffle_window",
+    "dataloader_num_workers",  # in a worker, datasets draws from a mixture in another order
+)
 
 
 @dataclass
@@ -250,14 +258,11 @@ def new_config(name: str, tokenizer):
 
 def load_documents(args, training_args, split: str) -> Dataset | IterableDataset:
     rows = stage.load_dataset(args, split, "text")
-    if isinstance(rows, IterableDataset):
-        if training_args.max_steps <= 0:
-            raise RecipeError("a stream has no known end: set `max_steps` (`dataset_streaming: true`)")
-        if training_args.dataloader_num_workers > 1:
-            raise RecipeError(
-                f"`dataloader_num_workers: {training_args.dataloader_num_workers}`: each would read the stream from "
-                "its beginning; set it to 1, which tokenises while the model trains, or to 0"
-            )
+    if isinstance(rows, IterableDataset) and training_args.dataloader_num_workers > 1:
+        raise RecipeError(
+            f"`dataloader_num_workers: {training_args.dataloader_num_workers}`: each would read the stream from its "
+            "beginning; set it to 1, which tokenises while the model trains, or to 0"
+        )
     return rows
 
 

@@ -15,7 +15,6 @@ from r1llama.training.callbacks import SampleCompletions
 from r1llama.training.checks import check_chat_template, check_machine, check_values
 from r1llama.training.collator import pack_in_rows
 from r1llama.training.context import with_rope
-from r1llama.training.recipe import RecipeError
 from r1llama.training.throughput import Perplexity, Throughput
 
 SAMPLE_TOKENS = 256
