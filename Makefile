@@ -3,10 +3,14 @@ PYTHON ?= python3
 SEED ?= 0
 BIN := .venv/bin
 
-.PHONY: quickstart recipes test test-slow lint benchmarks clean
+.PHONY: quickstart pipeline recipes test test-slow lint benchmarks clean
 
 quickstart: .venv/installed  ## train a small reasoning model from random weights
 	$(BIN)/python examples/quickstart.py --seed $(SEED)
+
+pipeline: .venv/installed  ## every stage from text to a model that reasons, and what each can do
+	$(BIN)/pip install --quiet --editable '.[pipeline]'
+	$(BIN)/python examples/pipeline.py
 
 recipes: .venv/installed-dev  ## the smoke size of every recipe, on this machine and without a network
 	OMP_NUM_THREADS=1 $(BIN)/python recipes/smoke/run.py

@@ -9,7 +9,6 @@ import pytest
 from transformers import AutoTokenizer
 
 from r1llama.data.tokenizer import check_tokenizer
-from r1llama.training import stage
 from r1llama.training import tokenizer as tokenizer_stage
 from r1llama.training.recipe import RecipeError
 
@@ -72,7 +71,7 @@ def test_training_again_writes_the_same_bytes(tokenizer_recipe, tmp_path, again)
 def test_a_finished_one_is_left_alone_and_another_recipe_refused(tokenizer_recipe, tmp_path, monkeypatch):
     metrics = tokenizer_stage.main(argv(tokenizer_recipe, tmp_path / "r.yaml"))
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").iterdir()}
-    monkeypatch.setattr(stage, "load_dataset", None)  # nothing is read
+    monkeypatch.setattr(tokenizer_stage, "load_dataset", None)  # nothing is read
     assert tokenizer_stage.main(argv(tokenizer_recipe, tmp_path / "r.yaml")) == metrics
     with pytest.raises(RecipeError, match=r"trained with `vocab_size: 300`, not 320.*name another directory"):
         tokenizer_stage.main(argv(tokenizer_recipe, tmp_path / "r.yaml", vocab_size=320))
@@ -106,6 +105,25 @@ def test_too_little_text_is_said(tokenizer_recipe, tmp_path, caplog):
 def test_max_documents(tokenizer_recipe, tmp_path):
     metrics = tokenizer_stage.main(argv(tokenizer_recipe, tmp_path / "r.yaml", max_documents=60))
     assert (metrics["train_documents"], metrics["held_out_documents"]) == (59, 1)
+
+
+def test_a_stream_and_a_mixture_are_read_alike(tokenizer_recipe, tmp_path):
+    source = tokenizer_recipe.pop("dataset_name")
+    recipe = tokenizer_recipe | {"datasets": [{"path": source, "weight": 3}, {"path": source, "weight": 1}]}
+    metrics = tokenizer_stage.main(argv(recipe, tmp_path / "r.yaml"))
+    streamed = argv(recipe, tmp_path / "r.yaml", dataset_streaming=True, output_dir=str(tmp_path / "stream"))
+    assert tokenizer_stage.main(streamed) == metrics
+    assert metrics["train_documents"] > 120
+    one, other = ((tmp_path / folder / "tokenizer.json").read_bytes() for folder in ("out", "stream"))
+    assert one == other
+
+
+def test_skipped_rows_are_listed_beside_the_tokenizer(tokenizer_recipe, tmp_path):
+    data = tmp_path / "holes.jsonl"
+    data.write_text('{"text": "few words"}\n{"text": \n{"text": "few words"}\n')
+    changes = {"dataset_name": str(data), "on_error": "skip"}
+    assert tokenizer_stage.main(argv(tokenizer_recipe, tmp_path / "r.yaml", **changes))["train_documents"] == 2
+    assert "holes.jsonl:2" in (tmp_path / "out" / "skipped_rows.txt").read_text()
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ the models that were trained with it depend on every id.
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -22,13 +22,14 @@ from transformers import AutoTokenizer
 from r1llama.data.chat import template_path
 from r1llama.data.tokenizer import check_tokenizer, compression, train_tokenizer
 from r1llama.training import recipe, stage
+from r1llama.training.dataset import DataArguments, load_dataset
 from r1llama.training.recipe import RecipeError
 
 HELD_OUT_EVERY, MAX_HELD_OUT = 50, 1_000
 
 
 @dataclass
-class TokenizerArguments(stage.DataArguments):
+class TokenizerArguments(DataArguments):
     """The keys of a tokenizer recipe."""
 
     output_dir: str | None = field(default=None, metadata={"help": "Directory to write the tokenizer to."})
@@ -69,9 +70,19 @@ def main(argv: list[str]) -> dict[str, float]:
     PartialState().wait_for_everyone()  # all have looked before one writes
     if metrics:
         return metrics
-    rows = stage.load_dataset(args, args.dataset_train_split, "text")
+    partial = output_dir.with_name(f".{output_dir.name}.partial")
     if PartialState().is_main_process:
-        _train(args, rows, output_dir, values)
+        shutil.rmtree(partial, ignore_errors=True)
+    # Rows that are skipped are listed there
+    rows = load_dataset(replace(args, output_dir=str(partial)), args.dataset_train_split, "text")
+    if PartialState().is_main_process:
+        metrics = _train(args, rows, partial)
+        recipe.save(values, partial / "recipe.yaml")
+        for file in partial.iterdir():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+        os.replace(partial, output_dir)
+        stage.log.info("done: %s: %s", output_dir, json.dumps(metrics))
     PartialState().wait_for_everyone()
     return json.loads((output_dir / "all_results.json").read_text(encoding="utf-8"))
 
@@ -109,24 +120,22 @@ def _finished(output_dir: Path, values: dict) -> dict[str, float] | None:
     return json.loads((output_dir / "all_results.json").read_text(encoding="utf-8"))
 
 
-def _train(args: TokenizerArguments, rows, output_dir: Path, values: dict) -> None:
+def _train(args: TokenizerArguments, rows, folder: Path) -> dict[str, float]:
     held_out: list[str] = []
     documents = 0
 
     def training_texts() -> Iterator[str]:
         nonlocal documents
-        for index, text in enumerate(_texts(rows, args.max_documents)):
+        for index, row in enumerate(islice(rows, args.max_documents)):
             if index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 and len(held_out) < MAX_HELD_OUT:
-                held_out.append(text)
+                held_out.append(row["text"])
             else:
                 documents += 1
-                yield text
+                yield row["text"]
 
     template = _template(args.chat_template)
-    partial = output_dir.with_name(f".{output_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    train_tokenizer(training_texts(), args.vocab_size, template).save_pretrained(partial)
-    tokenizer = AutoTokenizer.from_pretrained(partial)
+    train_tokenizer(training_texts(), args.vocab_size, template).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     try:
         check_tokenizer(tokenizer)
     except ValueError as error:
@@ -142,7 +151,7 @@ def _train(args: TokenizerArguments, rows, output_dir: Path, values: dict) -> No
         stage.log.warning(
             "measured on the training texts: of %d documents none is held out, %d would do", documents, HELD_OUT_EVERY
         )
-    measured = compression(tokenizer, held_out or _texts(rows, args.max_documents))
+    measured = compression(tokenizer, held_out or (row["text"] for row in islice(rows, args.max_documents)))
     metrics = {
         "vocab_size": len(tokenizer),
         "train_documents": documents,
@@ -150,20 +159,8 @@ def _train(args: TokenizerArguments, rows, output_dir: Path, values: dict) -> No
         "characters_per_token": round(measured["characters_per_token"], 4),
         "bytes_per_token": round(measured["bytes_per_token"], 4),
     }
-    (partial / "all_results.json").write_text(json.dumps(metrics, indent=4), encoding="utf-8")
-    recipe.save(values, partial / "recipe.yaml")
-    for file in partial.iterdir():
-        with open(file, "rb") as handle:
-            os.fsync(handle.fileno())
-    os.replace(partial, output_dir)
-    stage.log.info("done: %s: %s", output_dir, json.dumps(metrics))
-
-
-def _texts(rows, most: int | None) -> Iterable[str]:
-    for number, row in enumerate(islice(rows, most)):
-        if not isinstance(row.get("text"), str):
-            raise RecipeError(f"row {number} (from 0) has no `text`, but the columns {', '.join(row)}: set `task`")
-        yield row["text"]
+    (folder / "all_results.json").write_text(json.dumps(metrics, indent=4), encoding="utf-8")
+    return metrics
 
 
 if __name__ == "__main__":
