@@ -99,8 +99,7 @@ def _json(line: bytes) -> dict | RowError:
 def _object(row) -> dict | RowError:
     if isinstance(row, dict) and row:
         return row
-    kind = "an empty one" if row == {} else f"a {type(row).__name__}"
-    return RowError(f"a row must be an object with columns, not {kind}")
+    return RowError(f"a row must be an object with columns, not {json.dumps(row)[:40]}")
 
 
 def _not_utf8(chunk: bytes, error: UnicodeDecodeError) -> RowError:

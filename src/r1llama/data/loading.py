@@ -1,7 +1,7 @@
 """Rows from a hub id or a local path, as a `Dataset` or, streamed, an `IterableDataset`; errors name file and line.
 
 - `load_rows`: one split of one source, each row passed through a function
-- `DataError`: data that cannot be read or used
+- `DataError`: data that cannot be read or used; `SplitError`: they lack a split
 
 JSON, JSON Lines and text files are read by `r1llama.data.lines`, everything else by `datasets`. Both ways of loading
 see the same rows in the same order: a stream is a function of its files, so that reading it again from the start, or
@@ -46,6 +46,10 @@ CODE = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in (__file_
 
 class DataError(ValueError):
     """Data that cannot be read or used; the message names the file, the line or the column, and the cure."""
+
+
+class SplitError(DataError):
+    """The dataset is there, but has no split of this name."""
 
 
 def load_rows(
@@ -98,13 +102,20 @@ def load_rows(
             raise error.__cause__ from None
         raise DataError(f"{name}, split `{split}`: {error.__cause__ or error}") from error
     except (ValueError, TypeError, OSError, IndexError, ImportError) as error:
+        if str(error).startswith("Unknown split"):  # so says `datasets`
+            raise SplitError(f"{name}: {error}") from error
         cure = "" if path.exists() else ". A local file or directory needs no network"
         raise DataError(f"{name}, split `{split}`: {error.__cause__ or error}{cure}") from error
     if ERROR in (rows.column_names or ()):
         rows = _without_errors(rows, name, skipped)
-    if next(iter(rows), None) is None:
+    if is_empty(rows):
         raise DataError(f"{name}, split `{split}` has no rows")
     return rows
+
+
+def is_empty(rows: Dataset | IterableDataset) -> bool:
+    """Whether there is no row; the place in a stream stays as it is."""
+    return next(iter(rows.take(1)), None) is None
 
 
 def looks_local(name: str) -> bool:
@@ -137,7 +148,7 @@ def _line_files(name, path: Path, config, data_files, split: str) -> dict[str, l
         reader = "lines" if type(builder).__name__.startswith(("Json", "Text")) else "parquet"
     names = [part.partition("[")[0] for part in split.split("+")]
     for missing in set(names) - found.keys():
-        raise DataError(f"{name} has no split `{missing}`: it has {', '.join(sorted(found))}")
+        raise SplitError(f"{name} has no split `{missing}`: it has {', '.join(sorted(found))}")
     return {key: found[key] for key in names} if reader == "lines" else None
 
 
@@ -146,7 +157,7 @@ def _from_datasets(name, path: Path, config, data_files, split: str, streaming: 
         rows = load_from_disk(str(path))
         if isinstance(rows, DatasetDict):
             if split not in rows:
-                raise DataError(f"{path} has no split `{split}`: it has {', '.join(rows)}")
+                raise SplitError(f"{path} has no split `{split}`: it has {', '.join(rows)}")
             rows = rows[split]
         return rows.to_iterable_dataset() if streaming else rows
     if path.is_file():
@@ -182,9 +193,6 @@ def _from_lines(files, prepare, streaming: bool, split: str, sample_by: str, on_
     for key in files:
         numbered = ((f"{file}:{number}", row) for file in files[key] for number, row in read_rows(file, sample_by))
         first = list(islice(numbered, FIRST_ROWS))
-        for place, row in first:
-            if isinstance(row, RowError) and on_error == "stop":
-                raise DataError(f"{place}: {row}")
         if not first:
             raise DataError(f"{', '.join(files[key])} has no rows")
         raw = [row for _, row in first if not isinstance(row, RowError)]

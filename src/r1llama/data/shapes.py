@@ -180,7 +180,7 @@ def _messages(entries, name: str, system=None) -> list[dict]:
         if not isinstance(entry, dict):
             raise RowError(f"`{where}` must be a message, not {_seen(entry)}")
         role = entry.get("role") or entry.get("from") or ("user", "assistant")[number % 2]
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             raise RowError(f"`{where}`: the role {role!r} is none of {', '.join(ROLES)}")
         if entry.get("tool_calls"):
             raise RowError(f"`{where}` calls tools, which no stage trains")

@@ -29,8 +29,9 @@ from pathlib import Path
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset, List, concatenate_datasets, interleave_datasets
 
+from r1llama.data.cleaning import TEXTS, Overlap, distinct, texts_of, uncontaminated
 from r1llama.data.lines import SAMPLE_BY, RowError
-from r1llama.data.loading import DataError, load_rows
+from r1llama.data.loading import DataError, SplitError, is_empty, load_rows
 from r1llama.data.shapes import ShapedRows
 from r1llama.training.recipe import RecipeError, refuse_unknown
 
@@ -72,6 +73,19 @@ class DataArguments:
         metadata={
             "help": "At a row that cannot be used: stop, or skip it and list it in output_dir/skipped_rows.txt. Both "
             "name file and line."
+        },
+    )
+    deduplicate: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave out rows to train on whose texts repeat an earlier row's, see r1llama.data.cleaning."
+        },
+    )
+    decontaminate: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluation sets (local paths or hub ids; their split test, or else train; or mappings as in "
+            "`datasets`): rows to train on that share 8 words in a row with a problem of theirs are left out."
         },
     )
     task: str | None = field(
@@ -183,7 +197,8 @@ def load_dataset(args: DataArguments, split: str, kind: str) -> Dataset | Iterab
                     f"`{f'datasets[{number}]' if args.datasets else 'dataset_name'}`: {error}"
                 ) from error
         weights = None if is_test else [source.weight for source in sources]
-        return _mixed(parts, weights, [source.path for source in sources], args.seed)
+        rows = _mixed(parts, weights, [source.path for source in sources], args.seed)
+        return _cleaned(rows, args) if split == args.dataset_train_split else rows
 
 
 def _load(args: DataArguments, source: Source, kind: str):
@@ -236,6 +251,43 @@ def _mixed(parts: list, weights: list[float | None] | None, names: list[str], se
     if isinstance(mixture, Dataset):
         log.info("mixture: %d rows, until the first source has no more", len(mixture))
     return mixture
+
+
+def _cleaned(rows, args: DataArguments):
+    """Without evaluation problems, then without duplicates: of those that remain."""
+    if args.decontaminate:
+        problems = [text for entry in args.decontaminate for text in _problems(entry)]
+        rows = uncontaminated(rows, Overlap(problems))
+    if args.deduplicate:
+        rows = distinct(rows, (*TEXTS, args.dataset_text_field))
+    if is_empty(rows):
+        raise RecipeError("`decontaminate` and `deduplicate` leave no row to train on")
+    return rows
+
+
+def _problems(entry: str | dict):
+    """The texts of the problems of an evaluation set."""
+    source = _source({"path": entry} if isinstance(entry, str) else entry, "decontaminate")
+
+    def prepare(first_rows: list[dict]):
+        columns = {name for row in first_rows for name in row}
+        kind = "text" if "text" in columns and "prompt" not in columns else "problem"
+        return TaskRows(source.task, "problem") if source.task else ShapedRows.recognise(columns, kind)
+
+    splits = [source.split] if isinstance(entry, dict) and "split" in entry else ["test", "train"]
+    for split in splits:
+        try:
+            rows = load_rows(source.path, source.name, split, prepare, data_files=source.data_files)
+        except SplitError as error:
+            if split == splits[-1]:
+                raise RecipeError(f"`decontaminate`: {error}") from error
+        except DataError as error:
+            raise RecipeError(f"`decontaminate`: {error}") from error
+        else:
+            log.info("decontaminate: %d problems of %s, split `%s`", len(rows), source.path, split)
+            for row in rows:
+                yield from texts_of(row, ("prompt", "text"), system=False)
+            return
 
 
 def _described(part) -> str:

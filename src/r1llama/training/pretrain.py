@@ -43,6 +43,9 @@ STREAM_KEYS = (
     "dataset_train_split",
     "datasets",
     "sample_by",
+    "on_error",
+    "deduplicate",
+    "decontaminate",
     "max_length",
     "shuffle_window",
     "dataloader_num_workers",  # in a worker, datasets draws from a mixture in another order
