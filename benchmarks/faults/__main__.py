@@ -15,6 +15,7 @@ For each stage, against one uninterrupted run:
 
 import argparse
 import collections
+import gc
 import json
 import os
 import random
@@ -29,12 +30,13 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.models.llama import modeling_llama  # noqa: F401  (imported once, before the forks)
 
-from benchmarks.faults.runs import Run, digest, newest_saved, unreadable
+from benchmarks.faults.runs import Run, digest, unreadable
 from benchmarks.faults.stages import RECIPES, STEPS, Stage, stages, write_inputs
-from r1llama.training import grpo, pretrain, sft  # noqa: F401
-from r1llama.training.checkpoint import DRAFTS, checkpoints
+from r1llama.training import distill, grpo, improve, pretrain  # noqa: F401
+from r1llama.training.checkpoint import checkpoints
 
 DISK = 320 * 2**20  # bytes; a run wants 200 MiB free before it begins
 DAMAGES = ("flipped bit", "cut short", "emptied", "deleted")
@@ -43,12 +45,12 @@ DAMAGES = ("flipped bit", "cut short", "emptied", "deleted")
 class InSave:
     """True once the `nth` save, from 0, has been under way for `delay` seconds."""
 
-    def __init__(self, out: Path, nth: int, delay: float):
-        self.drafts, self.left, self.delay = out / DRAFTS, nth + 1, delay
+    def __init__(self, run: Run, nth: int, delay: float):
+        self.run, self.left, self.delay = run, nth + 1, delay
         self.is_saving, self.since = False, float("inf")
 
     def __call__(self) -> bool:
-        was_saving, self.is_saving = self.is_saving, is_saving(self.drafts)
+        was_saving, self.is_saving = self.is_saving, self.run.is_saving()
         if self.is_saving and not was_saving:
             self.left -= 1
             if self.left == 0:
@@ -58,10 +60,6 @@ class InSave:
 
 def is_past(run: Run, seconds: float) -> bool:
     return run.seconds > seconds
-
-
-def is_saving(drafts: Path) -> bool:
-    return next(drafts.glob("*"), None) is not None
 
 
 def kills(stage: Stage, folder: Path, reference: str, seconds: float, count: int, chance: random.Random) -> dict:
@@ -74,20 +72,20 @@ def kills(stage: Stage, folder: Path, reference: str, seconds: float, count: int
         while True:
             run = Run(stage, trial)
             if chance.random() < 0.5:
-                moment = InSave(run.out, chance.randrange(STEPS + 1), chance.uniform(0, 0.03))
+                moment = InSave(run, chance.randrange(STEPS + 1), chance.uniform(0, 0.03))
             else:
                 moment = partial(is_past, run, chance.uniform(0, seconds))
             is_killed = row["kills"] < count and run.watch(moment)
             if is_killed:
-                row["in a save"] += is_saving(run.out / DRAFTS)
+                row["in a save"] += run.is_saving()
                 run.kill()
                 row["kills"] += 1
             status, began = run.wait(), run.resumed_at()
             if began is not None:
                 row["lost steps"] += max(saved - began, 0)
                 row["resumed"] += began > 0
-            saved = max(saved, newest_saved(run.out))
-            for problem in unreadable(run.out, reference):
+            saved = max(saved, run.newest_saved())
+            for problem in unreadable(run, reference):
                 row["unreadable"] += 1
                 print(f"  {trial.name}: {problem}", flush=True)
             if not is_killed:
@@ -117,18 +115,21 @@ def damage(folder: Path, how: str, chance: random.Random) -> str:
     return path.name
 
 
-def corruptions(stage: Stage, folder: Path, whole: Path, reference: str, count: int, chance: random.Random) -> dict:
-    """Damage the newest checkpoint of a run that ended early, `count` times."""
+def corruptions(stage: Stage, folder: Path, reference: str, count: int, chance: random.Random) -> dict:
+    """Damage the newest checkpoint of a run that was cut off, `count` times."""
+    cut = Run(stage, folder / "cut")
+    cut.watch(lambda: cut.newest_saved() >= STEPS - 1)
+    cut.kill()
     row = collections.Counter({"corruptions": count, "passed over": 0, "kept": 0, "then equal": 0})
     for index in range(count):
         trial = folder / f"corrupt-{index}"
-        shutil.copytree(whole, trial)
-        step, newest = checkpoints(trial / "out")[0]
+        shutil.copytree(folder / "cut", trial)
+        step, newest = checkpoints(trial / "out" / stage.trained_in)[0]
         name = damage(newest, DAMAGES[index % len(DAMAGES)], chance)
         run = Run(stage, trial)
         status = run.wait()
         row["passed over"] += f"passed over checkpoint-{step}: " in run.said and run.resumed_at() == step - 1
-        row["kept"] += (trial / "out" / f"checkpoint-{step}.aside").is_dir()
+        row["kept"] += newest.with_name(f"checkpoint-{step}.aside").is_dir()
         row["then equal"] += digest(run.out) == reference
         if status or digest(run.out) != reference:
             print(f"  {trial.name}, {name} {DAMAGES[index % len(DAMAGES)]}: {run.said[-1500:]}", flush=True)
@@ -146,14 +147,14 @@ def full_disk(stage: Stage, folder: Path, reference: str) -> dict:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(disk)], check=True)
         try:
             run = Run(stage, disk, save_total_limit=None)  # no old checkpoint makes room
-            run.watch(lambda run=run, at=at: newest_saved(run.out) >= at)
+            run.watch(lambda run=run, at=at: run.newest_saved() >= at)
             os.kill(run.pid, signal.SIGSTOP)
             with open(disk / "filler", "wb") as filler:
                 os.posix_fallocate(filler.fileno(), 0, shutil.disk_usage(disk).free - 2**14)
             os.kill(run.pid, signal.SIGCONT)
             status = run.wait()
             row["one message"] += status == 1 and "no space for it" in run.said and "Traceback" not in run.said
-            row["earlier whole"] += not unreadable(run.out, reference) and newest_saved(run.out) >= at
+            row["earlier whole"] += not unreadable(run, reference) and run.newest_saved() >= at
             if "no space for it" not in run.said or "Traceback" in run.said:
                 print(f"  disk full at {at}: status {status}, {run.said[-1500:]}", flush=True)
             (disk / "filler").unlink()
@@ -175,9 +176,7 @@ def measure(stage: Stage, folder: Path, quick: bool, seed: int) -> dict:
     seconds, reference = run.seconds, digest(run.out)
     row = {"stage": stage.name, "steps": STEPS, "seconds a run": round(seconds, 2)}
     row |= kills(stage, folder, reference, seconds, 4 if quick else 50, chance)
-    for name in ("all_results.json", "model.safetensors", "config.json"):
-        (run.out / name).unlink()
-    row |= corruptions(stage, folder, folder / "whole", reference, 4 if quick else 20, chance)
+    row |= corruptions(stage, folder, reference, 4 if quick else 20, chance)
     if os.geteuid() == 0:
         row |= full_disk(stage, folder, reference)
     return row | {"seconds": round(time.monotonic() - start)}
@@ -191,6 +190,8 @@ def main():
     parser.add_argument("--json", help="write the table here")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    get_checkpoint_conversion_mapping("llama")  # a table, made once
+    gc.freeze()  # the forks' garbage collection need not walk through all that was imported
     rows = []
     with tempfile.TemporaryDirectory(prefix="r1llama-faults-") as name:
         inputs = Path(name)

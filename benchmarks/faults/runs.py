@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from benchmarks.faults.stages import Stage
 from r1llama.training import stage as stage_module
-from r1llama.training.checkpoint import MODEL_HEADS, checkpoints, why_incomplete
+from r1llama.training.checkpoint import DRAFTS, MODEL_HEADS, checkpoints, why_incomplete
 
 POLL = 0.0005  # seconds
 
@@ -35,6 +35,7 @@ class Run:
     def __init__(self, stage: Stage, folder: Path, **changes):
         folder.mkdir(parents=True, exist_ok=True)
         self.out, self.log = folder / "out", folder / "log.txt"
+        self.trained = self.out / stage.trained_in
         self.before = self.log.stat().st_size if self.log.exists() else 0
         self.start = time.monotonic()
         self.status: int | None = None
@@ -93,16 +94,18 @@ class Run:
         os.kill(self.pid, signal.SIGKILL)
         self.wait()
 
+    def newest_saved(self) -> int:
+        """The step of the newest checkpoint by name; 0 if there is none."""
+        return next((step for step, _ in checkpoints(self.trained)), 0)
+
+    def is_saving(self) -> bool:
+        return any(next((folder / DRAFTS).glob("*"), None) for folder in (self.trained, self.out))
+
     def resumed_at(self) -> int | None:
         """The step that it began at; None if it did not come that far."""
         if match := re.search(r"resuming from \S*checkpoint-(\d+)", self.said):
             return int(match[1])
         return 0 if "no checkpoint to resume from" in self.said else None
-
-
-def newest_saved(out: Path) -> int:
-    """The step of the newest checkpoint by name; 0 if there is none."""
-    return next((step for step, _ in checkpoints(out)), 0)
 
 
 def digest(out: Path) -> str | None:
@@ -111,15 +114,15 @@ def digest(out: Path) -> str | None:
     return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else None
 
 
-def unreadable(out: Path, reference: str) -> list[str]:
-    """What in an output directory, at any moment, is there and not whole.
+def unreadable(run: Run, reference: str) -> list[str]:
+    """What a run left, wherever it was cut off, that is there and not whole.
 
     Args:
-        out: The output directory.
+        run: The run, ended.
         reference: Digest of the weights of an uninterrupted run.
     """
-    found = []
-    for _, folder in checkpoints(out):
+    out, found = run.out, []
+    for _, folder in checkpoints(run.trained):
         if reason := why_incomplete(folder):
             found.append(f"{folder.name}: {reason}")
     if any((out / name).exists() for name in MODEL_HEADS):
@@ -130,11 +133,15 @@ def unreadable(out: Path, reference: str) -> list[str]:
             found.append(f"a config without its weights: {error}")
         if digest(out) != reference:
             found.append("a model that is not the final one")
-    for name, parse in (("all_results.json", json.loads), ("recipe.yaml", yaml.safe_load)):
+    for name, parse in (
+        ("all_results.json", json.loads),
+        ("improve.json", json.loads),
+        ("recipe.yaml", yaml.safe_load),
+    ):
         if (out / name).exists() and not parse((out / name).read_text()):
             found.append(f"{name} is not whole")
-    if (out / "all_results.json").exists() and digest(out) != reference:
-        found.append("all_results.json without the final model")
+    if any((out / name).exists() for name in ("all_results.json", "improve.json")) and digest(out) != reference:
+        found.append("results without the final model")
     lines = (out / "metrics.jsonl").read_text().splitlines() if (out / "metrics.jsonl").exists() else []
     try:
         list(map(json.loads, lines[:-1]))  # the last may be under way

@@ -33,22 +33,39 @@ RECIPES = {
         "num_generations": 4,
         "max_completion_length": 8,
     },
+    "distill": {"dataset_name": "demonstrations.jsonl", "max_length": 64, "tag_weights": "5"},
     "pretrain": {"dataset_name": "texts.jsonl", "max_length": 64},
     "pretrain-stream": {"dataset_name": "texts.jsonl", "max_length": 64, "dataset_streaming": True},
+    "improve": {
+        "dataset_name": "problems.jsonl",
+        "dataset_train_split": "train[:16]",
+        "dataset_test_split": "train[16:24]",
+        "reward_funcs": ["benchmarks.faults.stages.letter_share"],
+        "keep_threshold": 0.1,
+        "rounds": 1,
+        "sampling": {"num_generations": 2, "max_completion_length": 8, "batch_size": 16},
+    },
 }
 
 
 @dataclass
 class Stage:
-    """One stage: its name and its recipe, without the output directory."""
+    """One stage: its name, its recipe without the output directory, and the directory within that which has the
+    checkpoints."""
 
     name: str
     recipe: dict
+    trained_in: str = "."
 
     def arguments(self, folder: Path, **changes) -> list[str]:
-        """The command line of a run that writes to `folder / "out"`."""
+        """The command line of a run that writes to `folder / "out"`; the changes are those of the training."""
+        recipe = self.recipe | {"output_dir": str(folder / "out")}
+        if "sft" in recipe:
+            recipe["sft"] = recipe["sft"] | changes
+        else:
+            recipe |= changes
         path = folder / "recipe.yaml"
-        path.write_text(yaml.safe_dump(self.recipe | {"output_dir": str(folder / "out")} | changes))
+        path.write_text(yaml.safe_dump(recipe))
         return ["--config", str(path)]
 
     def main(self, argv: list[str]) -> None:
@@ -94,14 +111,22 @@ def write_inputs(folder: Path) -> None:
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
-    R1LlamaForCausalLM(config).save_pretrained(folder / "model")
+    model = R1LlamaForCausalLM(config)
+    # So many tokens end a text that a random model does end it.
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(100, 190)]
+    model.save_pretrained(folder / "model")
 
 
 def stages(inputs: Path) -> dict[str, Stage]:
     """Every stage, on the inputs that `write_inputs` wrote."""
     made = {}
     for name, changes in RECIPES.items():
-        recipe = COMMON | {"model_name_or_path": "model"} | changes
-        paths = {key: str(inputs / recipe[key]) for key in ("model_name_or_path", "dataset_name") if recipe.get(key)}
-        made[name] = Stage(name, recipe | paths)
+        recipe = changes | {
+            "model_name_or_path": str(inputs / "model"),
+            "dataset_name": str(inputs / changes["dataset_name"]),
+        }
+        if name == "improve":
+            made[name] = Stage(name, recipe | {"sft": COMMON | {"max_length": 64}}, "round-1/model")
+        else:
+            made[name] = Stage(name, COMMON | recipe)
     return made

@@ -38,6 +38,7 @@ from trl import GRPOConfig, ModelConfig, SFTConfig
 
 from r1llama.rewards import diagnose
 from r1llama.training import grpo, recipe, sft, stage
+from r1llama.training.checkpoint import DRAFTS, checkpoints, publish_model
 from r1llama.training.checks import check_machine, check_prompts, check_values
 from r1llama.training.recipe import RecipeError
 from r1llama.training.sampling import (
@@ -228,6 +229,8 @@ class Improvement:
                 break
             start = args.model_name_or_path if args.restart and self.stage == "sft" else latest
             self._once(number, "trained", lambda n=number, s=start: self._train(n, s))
+            for _, checkpoint in checkpoints(self._folder(number) / "model"):
+                shutil.rmtree(checkpoint)  # several times the model's size, and the round is done
             results.append(counts | self._evaluate(number, self._model(number)))
             gain, error = paired_gain(self._right(best), self._right(number))
             results[-1] |= {"gain": gain, "gain_standard_error": error}
@@ -268,10 +271,7 @@ class Improvement:
         return counts
 
     def _train(self, number: int, start: str) -> dict:
-        metrics = self.train(["--config", str(self._derive(number, start))])
-        for checkpoint in (self._folder(number) / "model").glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)  # several times the model's size, and the round is done
-        return metrics
+        return self.train(["--config", str(self._derive(number, start))])
 
     def _evaluate(self, number: int, model: str) -> dict:
         path = self._folder(number) / "evaluation.jsonl"
@@ -321,8 +321,10 @@ class Improvement:
         path.unlink(missing_ok=True)
         best = self._model(found["best_round"])
         model = AutoModelForCausalLM.from_pretrained(best, dtype="auto", trust_remote_code=self.args.trust_remote_code)
-        model.save_pretrained(self.output_dir)
-        self.tokenizer.save_pretrained(self.output_dir)
+        draft = self.output_dir / DRAFTS / "model"
+        model.save_pretrained(draft)
+        self.tokenizer.save_pretrained(draft)
+        publish_model(draft, self.output_dir)
         data = ModelCardData(library_name="transformers", tags=["r1llama", "reasoning", "improve"])
         method = self.args.method.replace("_", " ")
         ModelCard(
