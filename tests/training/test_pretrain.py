@@ -18,6 +18,7 @@ from r1llama.training.collator import PackedCollator
 from r1llama.training.recipe import RecipeError
 
 from .conftest import argv, assert_same_weights, byte_tokenizer, json_lines, tiny_config, write_jsonl
+from .test_processes import CONFIGS, launch
 
 LENGTHS = [3, 70, 1, 20, 200, 0, 9]  # in bytes, which are the tokens
 
@@ -287,3 +288,21 @@ def test_configs_that_do_not_fit_are_refused(recipe, tmp_path):
         path.write_text(text)
         with pytest.raises(RecipeError, match=message):
             pretrain.main(argv(recipe, tmp_path / "r.yaml"))
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_stream_and_one_continues_it(recipe, tmp_path):
+    recipe |= {"dataset_streaming": True, "shuffle_dataset": True, "shuffle_window": 9, "save_steps": 2}
+    words = argv(recipe, tmp_path / "r.yaml", optim="sgd", learning_rate=0.1)
+    launch(CONFIGS / "ddp_cpu2.yaml", "pretrain", words)
+    for name, devices in (("two", 2), ("one", 4)):
+        interrupt(tmp_path / "out", tmp_path / name, 2)
+        again = [*words, "--output_dir", str(tmp_path / name), "--per_device_train_batch_size", str(devices)]
+        if name == "two":
+            launch(CONFIGS / "ddp_cpu2.yaml", "pretrain", again)
+            assert_same_weights(tmp_path / "out", tmp_path / name)
+        else:
+            pretrain.main(again)
+            assert_same_weights(tmp_path / "out", tmp_path / name, rtol=1e-3, atol=1e-6)
+        losses = [[log["loss"] for log in logs_of(tmp_path / run)] for run in ("out", name)]
+        assert losses[1] == pytest.approx(losses[0], abs=1e-5)
