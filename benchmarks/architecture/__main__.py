@@ -21,12 +21,19 @@ from transformers.utils import logging
 SECTIONS = ("latent", "linear", "experts", "grpo", "multi_token")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def report(package: str, sections: tuple[str, ...], description: str) -> None:
+    """The command line of a package of benchmarks: prints the rows of its sections as they come.
+
+    Args:
+        package: Such as `benchmarks.architecture`; each section is a module in it with `rows(quick, device)`.
+        sections: Their names.
+        description: For `--help`.
+    """
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="small sizes, one repeat, under a minute")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda (bf16 and larger shapes)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="run these sections")
+    parser.add_argument("--only", nargs="+", choices=sections, default=sections, help="run these sections")
     parser.add_argument("--json", help="write the table here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -37,9 +44,7 @@ def main():
     rows = []
     for section in arguments.only:
         start = time.perf_counter()
-        for row in importlib.import_module(f"benchmarks.architecture.{section}").rows(
-            arguments.quick, arguments.device
-        ):
+        for row in importlib.import_module(f"{package}.{section}").rows(arguments.quick, arguments.device):
             if arguments.quick:
                 row.bar = None
             rows.append({"section": section, **dataclasses.asdict(row), "verdict": row.verdict})
@@ -57,4 +62,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    report("benchmarks.architecture", SECTIONS, __doc__.splitlines()[0])
