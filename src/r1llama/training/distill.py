@@ -32,7 +32,7 @@ TRACE = "<think>\nr1llama thinks\n</think>\n<answer>\nr1llama answers\n</answer>
 
 
 @dataclass
-class DistillArguments(stage.StageArguments):
+class DistillArguments(sft.SFTArguments):
     """Adds the weights of the tags."""
 
     tag_weights: dict | str | None = field(

@@ -5,6 +5,7 @@
 The dataset holds `prompt` and `completion`, or `messages`, or `text`; or raw rows and a `task`.
 """
 
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -15,13 +16,25 @@ from r1llama.training.callbacks import SampleCompletions
 from r1llama.training.checks import check_chat_template, check_machine, check_values
 from r1llama.training.collator import pack_in_rows
 from r1llama.training.context import with_rope
+from r1llama.training.recipe import RecipeError
 from r1llama.training.throughput import Perplexity, Throughput
+from r1llama.training.whole_rows import OVERLONG, WholeRows
 
 SAMPLE_TOKENS = 256
 
 
-class SFTStageTrainer(Perplexity, SFTTrainer):
-    """SFTTrainer that also tells the perplexity."""
+@dataclass
+class SFTArguments(stage.StageArguments):
+    """Adds what becomes of rows that are too long."""
+
+    overlong: str = field(
+        default="drop",
+        metadata={"help": "Rows of more than max_length tokens: drop (leave out and count), stop, or truncate."},
+    )
+
+
+class SFTStageTrainer(WholeRows, Perplexity, SFTTrainer):
+    """SFTTrainer that also tells the perplexity, and cuts no row unasked."""
 
 
 def main(argv: list[str]) -> dict[str, float]:
@@ -42,7 +55,7 @@ def main(argv: list[str]) -> dict[str, float]:
 def fine_tune(
     argv: list[str],
     name: str,
-    arguments: type[stage.StageArguments] = stage.StageArguments,
+    arguments: type[SFTArguments] = SFTArguments,
     check=lambda args, training_args, rows, tokenizer: None,
     trainer_class=lambda args: SFTStageTrainer,
     sampler: type[SampleCompletions] = SampleCompletions,
@@ -61,6 +74,8 @@ def fine_tune(
         (arguments, SFTConfig, ModelConfig), argv, check=check_values
     )
     check_machine(values)
+    if args.overlong not in OVERLONG:
+        raise RecipeError(f"`overlong: {args.overlong}` must be one of {', '.join(OVERLONG)}")
     stage.set_up()
     config = stage.load_config(model_args, training_args.trust_remote_code)
     config = with_rope(config, args.rope_parameters, training_args.max_length)
@@ -86,6 +101,7 @@ def fine_tune(
         train_dataset=rows,
         eval_dataset=evaluation,
         processing_class=tokenizer,
+        overlong=args.overlong,
         **stage.adapters(model_args, config),
     )
     pack_in_rows(trainer)

@@ -23,6 +23,7 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from r1llama.data.tokenizer import TAGS
+from r1llama.training.whole_rows import WholeRows
 
 
 def check_weights(tag_weights: dict[str, float] | float) -> dict[str, float]:
@@ -109,7 +110,7 @@ class TagCollator(DataCollatorForLanguageModeling):
         return batch
 
 
-class ThinkWeightedSFTTrainer(SFTTrainer):
+class ThinkWeightedSFTTrainer(WholeRows, SFTTrainer):
     """TRL's `SFTTrainer`, with more weight on the reasoning tags. With weight 1 it computes the very same loss.
 
     Only labelled tokens weigh: with `completion_only_loss` or `assistant_only_loss`, a tag in the prompt counts
