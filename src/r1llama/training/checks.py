@@ -176,12 +176,7 @@ def check_machine(values: dict) -> None:
     hold(folder)
     start = values["model_name_or_path"]
     weights = sum(path.stat().st_size for path in Path(start).glob("*.safetensors")) if start else 0
-    need, free = max(SMALLEST_DISK, 4 * weights), shutil.disk_usage(folder).free
-    if free < need:
-        raise RecipeError(
-            f"`output_dir: {folder}` has {free / 2**20:.0f} MiB left; a checkpoint with its optimizer and the final "
-            f"model take about {need / 2**20:.0f}: free some, or point output_dir elsewhere"
-        )
+    check_space(folder, max(SMALLEST_DISK, 4 * weights))
     cuda = torch.cuda.is_available() and not values["use_cpu"]
     if values["bf16"] and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise RecipeError(f"`bf16: true`: {torch.cuda.get_device_name()} has none; set `bf16: false` and `fp16: true`")
@@ -189,6 +184,16 @@ def check_machine(values: dict) -> None:
         _need("bitsandbytes", "`load_in_4bit` / `load_in_8bit`", "quant")
     if values.get("use_vllm"):
         _need("vllm", "`use_vllm: true`", "vllm")
+
+
+def check_space(folder: Path, need: int) -> None:
+    """Refuse a disk with less than `need` bytes left."""
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise RecipeError(
+            f"`output_dir: {folder}` has {free / 2**20:.0f} MiB left; a checkpoint with its optimizer and the final "
+            f"model take about {need / 2**20:.0f}: free some, or point output_dir elsewhere"
+        )
 
 
 def _need(package: str, key: str, extra: str) -> None:

@@ -15,6 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerState, set_seed
+from transformers.trainer_pt_utils import get_model_param_count
 from trl import get_peft_config, get_quantization_config
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
@@ -26,6 +27,7 @@ from r1llama.model import lora_targets
 from r1llama.training import recipe
 from r1llama.training.callbacks import AuxiliaryLosses, MetricsFile, RouterBalancing
 from r1llama.training.checkpoint import about, newest_complete, replace_text, why_unusable
+from r1llama.training.checks import check_space
 from r1llama.training.continuity import check_data, check_recipe, data_identity
 from r1llama.training.dataset import DataArguments, load_dataset, sources_of  # noqa: F401  (stages load through this)
 from r1llama.training.durable import DurableTrainer
@@ -289,6 +291,8 @@ def train(trainer, args: StageArguments, stage: str, resume_from: str | None) ->
     """
     training_args = trainer.args
     output_dir = Path(training_args.output_dir)
+    # Now that the model is there: weights and two moments in fp32, and the final model
+    check_space(output_dir, 16 * get_model_param_count(trainer.model, trainable_only=True))
     trainer.add_callback(MetricsFile(output_dir / "metrics.jsonl"))
     identity, began = data_identity(trainer.train_dataset), 0
     if resume_from:
