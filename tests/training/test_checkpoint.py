@@ -336,6 +336,13 @@ def test_a_disk_that_fills_up_in_the_final_save(cut, whole, monkeypatch):
     assert_same_weights(whole[0], out)
 
 
+def test_a_disk_too_small_for_a_model_from_scratch(cut, monkeypatch):
+    """Which its directory does not tell: it holds no weights."""
+    monkeypatch.setattr(stage, "get_model_param_count", lambda model, trainable_only: 10**15)
+    with pytest.raises(RecipeError, match="take about 15258789062: free some"):
+        sft.main(cut[1])
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_run_with_a_checkpoint_that_continues(number, cut, whole, monkeypatch):
     out, words = cut
