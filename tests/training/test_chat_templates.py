@@ -9,7 +9,7 @@ from trl import SFTConfig, SFTTrainer
 
 from r1llama.data.chat import TEMPLATES
 from r1llama.data.tokenizer import train_tokenizer
-from r1llama.training import sft
+from r1llama.training import grpo, sft
 from r1llama.training.recipe import RecipeError
 
 from .conftest import argv, tiny_config, write_jsonl
@@ -109,3 +109,14 @@ def test_a_template_that_the_tokenizer_cannot_write_is_refused(sft_recipe, tmp_p
 def test_assistant_only_loss_without_marks_is_refused(sft_recipe, tmp_path):
     with pytest.raises(RecipeError, match=r"`assistant_only_loss: true` needs .*set `chat_template_path`.*llama3\.1"):
         sft.main(argv(sft_recipe, tmp_path / "r.yaml", assistant_only_loss=True))
+
+
+def test_a_format_reward_that_cannot_see_the_opened_thought_is_refused(grpo_recipe, chat_dir, tmp_path):
+    rows = [{"prompt": [{"role": "user", "content": f"{i}+1="}], "solution": str(i + 1)} for i in range(4)]
+    data = write_jsonl(tmp_path / "chat.jsonl", rows)
+    recipe = grpo_recipe | {"model_name_or_path": str(chat_dir), "dataset_name": str(data), "max_steps": 1}
+    recipe |= {"chat_template_kwargs": {"enable_thinking": True}, "reward_funcs": ["accuracy", "format"]}
+    with pytest.raises(RecipeError, match=r"write `\{name: format, prefilled: true\}` for `format`"):
+        grpo.main(argv(recipe, tmp_path / "r.yaml"))
+    grpo.main(argv(recipe, tmp_path / "r.yaml", reward_funcs=["accuracy", {"name": "format", "prefilled": True}]))
+    assert (tmp_path / "out" / "model.safetensors").exists()

@@ -4,6 +4,7 @@
 - `check_machine`: output directory, disk, precision, libraries
 - `check_rewards`: reward columns and weights against the dataset
 - `check_prompts`: chat template, tags and lengths against the tokenizer and the context
+- `check_opened_thoughts`: the format reward against a chat template that opens the thought
 """
 
 import importlib.util
@@ -16,6 +17,8 @@ from pathlib import Path
 import torch
 from trl import is_conversational
 
+from r1llama.rewards import FormatReward
+from r1llama.rewards.text import is_prefilled
 from r1llama.training.output_lock import hold
 from r1llama.training.recipe import RecipeError
 from r1llama.versions import declared
@@ -226,7 +229,7 @@ def check_rewards(names: list[str], weights: list[float] | None, needed: list[se
             )
 
 
-def check_prompts(rows, tokenizer, config, completion_length: int) -> None:
+def check_prompts(rows, tokenizer, config, completion_length: int, template_keywords: dict | None = None) -> None:
     """Refuse prompts that the tokenizer cannot render, or that leave no room for the completion.
 
     Args:
@@ -234,6 +237,7 @@ def check_prompts(rows, tokenizer, config, completion_length: int) -> None:
         tokenizer: The tokenizer.
         config: The model's config; `max_position_embeddings` is the context in tokens.
         completion_length: `max_completion_length`, in tokens.
+        template_keywords: `chat_template_kwargs`.
     """
     if "prompt" not in rows.column_names:
         raise RecipeError(
@@ -256,7 +260,7 @@ def check_prompts(rows, tokenizer, config, completion_length: int) -> None:
     context = getattr(config, "max_position_embeddings", None)
     if context is None:
         return
-    lengths = [len(ids) for ids in _prompt_ids(rows, tokenizer)]
+    lengths = [len(ids) for ids in _prompt_ids(rows, tokenizer, template_keywords)]
     room = context - completion_length
     too_long = [index for index, length in enumerate(lengths) if length > room]
     if too_long:
@@ -277,9 +281,29 @@ def check_chat_template(row: dict, tokenizer) -> None:
         )
 
 
-def _prompt_ids(rows, tokenizer):
+def check_opened_thoughts(row: dict, tokenizer, template_keywords: dict | None, rewards: list) -> None:
+    """Refuse a format reward that would miss `<think>` in every completion, because the chat template has written it
+    already: the reward gets the chat messages, not what they are rendered to."""
+    if not is_conversational(row):
+        return
+    rendered = _rendered(row["prompt"], tokenizer, template_keywords)
+    for reward in rewards:
+        if isinstance(reward, FormatReward) and reward.prefilled is None and is_prefilled(rendered):
+            raise RecipeError(
+                "the chat template opens the thought (`chat_template_kwargs`): no completion will hold <think>, and "
+                "the format reward would be 0: in `reward_funcs`, write `{name: format, prefilled: true}` for `format`"
+            )
+
+
+def _rendered(prompt: list[dict], tokenizer, template_keywords: dict | None) -> str:
+    return tokenizer.apply_chat_template(
+        prompt, tokenize=False, add_generation_prompt=True, **(template_keywords or {})
+    )
+
+
+def _prompt_ids(rows, tokenizer, template_keywords):
     prompts = rows["prompt"]
     if is_conversational(rows[0]):
-        prompts = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts]
+        prompts = [_rendered(prompt, tokenizer, template_keywords) for prompt in prompts]
         return tokenizer(prompts, add_special_tokens=False)["input_ids"]
     return tokenizer(list(prompts))["input_ids"]

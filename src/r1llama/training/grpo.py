@@ -19,7 +19,7 @@ from r1llama.rewards.length import SoftOverlongPunishment
 from r1llama.training import recipe, stage
 from r1llama.training.algorithms import preset
 from r1llama.training.callbacks import RewardAlarm
-from r1llama.training.checks import check_machine, check_prompts, check_rewards, check_values
+from r1llama.training.checks import check_machine, check_opened_thoughts, check_prompts, check_rewards, check_values
 from r1llama.training.completions import CompletionTables
 from r1llama.training.curriculum import by_pass_rate
 from r1llama.training.grpo_trainer import R1GRPOTrainer
@@ -131,7 +131,9 @@ def main(argv: list[str]) -> dict[str, float]:
     needed = [set(required_columns(reward)) for reward in rewards]
     for part in filter(None, (rows, evaluation)):
         check_rewards(names, training_args.reward_weights, needed, part.column_names)
-        check_prompts(part, tokenizer, config, training_args.max_completion_length)
+        keywords = training_args.chat_template_kwargs
+        check_prompts(part, tokenizer, config, training_args.max_completion_length, keywords)
+        check_opened_thoughts(part[0], tokenizer, keywords, rewards)
     resume_from = stage.resume_point(training_args)
     if metrics := stage.finished(training_args, resume_from):
         return metrics
