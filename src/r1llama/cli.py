@@ -24,6 +24,7 @@ COMMANDS = {
     "distill": ("r1llama.training.distill", "learning from the traces, or the probabilities, of a teacher"),
     "grpo": ("r1llama.training.grpo", "reinforcement learning from a recipe"),
     "improve": ("r1llama.training.improve", "rounds of sampling and learning, judged on held-out problems"),
+    "verifier": ("r1llama.training.verifier", "train a judge of completions on graded ones"),
     "sample": ("r1llama.training.sampling", "complete problems and grade the completions"),
     "pass-rate": ("r1llama.training.pass_rate", "how often a model solves each problem, for GRPO's curriculum"),
     "evaluate": ("r1llama.evaluation.command", "score a model on problems"),

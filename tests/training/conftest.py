@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -11,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from r1llama import R1LlamaConfig
 
@@ -59,6 +60,17 @@ def model_dir(tmp_path_factory):
     torch.manual_seed(0)
     LlamaForCausalLM(tiny_config(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ending_dir(tmp_path_factory, model_dir):
+    """The tiny model, with so many tokens that end a text that a random model does end."""
+    folder = tmp_path_factory.mktemp("ending")
+    shutil.copytree(model_dir, folder, dirs_exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    stops = [tokenizer.eos_token_id, *range(100, 190)]
+    GenerationConfig(eos_token_id=stops, pad_token_id=tokenizer.pad_token_id).save_pretrained(folder)
     return folder
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import transformers
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1llama.training import improve, sampling, stage
 from r1llama.training.recipe import RecipeError
@@ -21,17 +21,6 @@ from r1llama.training.recipe import RecipeError
 from .conftest import argv, assert_same_weights, json_lines, write_jsonl
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory, model_dir):
-    """The tiny model, with so many tokens that end a text that a random model does end."""
-    folder = tmp_path_factory.mktemp("start")
-    shutil.copytree(model_dir, folder, dirs_exist_ok=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    stops = [tokenizer.eos_token_id, *range(100, 190)]
-    GenerationConfig(eos_token_id=stops, pad_token_id=tokenizer.pad_token_id).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +33,9 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def recipe(start, data):
+def recipe(ending_dir, data):
     return {
-        "model_name_or_path": str(start),
+        "model_name_or_path": str(ending_dir),
         "dataset_name": str(data),
         "reward_funcs": ["tests.training.rewards.letter_share"],
         "keep_threshold": 0.2,
@@ -85,14 +74,14 @@ def assert_same_run(one, other):
         assert_same_weights(one / folder, other / folder)
 
 
-def test_a_run_leaves_its_rounds_and_the_best_model(whole, start):
+def test_a_run_leaves_its_rounds_and_the_best_model(whole, ending_dir):
     found = json.loads((whole / "improve.json").read_text())
     assert [result["round"] for result in found["rounds"]] == [0, 1, 2]
     assert found["rounds"][1]["sampled"] == len(json_lines(whole / "round-1" / "samples.jsonl")) == 48
     kept = json_lines(whole / "round-1" / "kept.jsonl")
     assert 0 < found["rounds"][1]["kept"] == len(kept) <= found["rounds"][1]["right"]
-    assert found["rounds"][1]["problems"] == len(json_lines(whole / "round-1" / "evaluation.jsonl")) == 8
-    best = whole / f"round-{found['best_round']}" / "model" if found["best_round"] else start
+    assert found["rounds"][1]["completions"] == len(json_lines(whole / "round-1" / "evaluation.jsonl")) == 8
+    best = whole / f"round-{found['best_round']}" / "model" if found["best_round"] else ending_dir
     assert_same_weights(whole, best)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(whole), AutoTokenizer.from_pretrained(whole)
     model.generate(**tokenizer("1+1=", return_tensors="pt"), max_new_tokens=2)
@@ -100,7 +89,7 @@ def test_a_run_leaves_its_rounds_and_the_best_model(whole, start):
     assert "| 2 | " in card
     assert f"weights of round {found['best_round']}" in card
     assert not list(whole.glob("round-*/model/checkpoint-*"))
-    for number, name in ((1, str(start)), (2, str(start))):  # each fine-tuning starts over
+    for number, name in ((1, str(ending_dir)), (2, str(ending_dir))):  # each fine-tuning starts over
         assert yaml.safe_load((whole / f"round-{number}" / "sft.yaml").read_text())["model_name_or_path"] == name
 
 
@@ -138,7 +127,7 @@ def test_killed_at_every_action_of_a_round_it_ends_the_same(recipe, whole, tmp_p
 
     deadly(sampling, "complete")
     deadly(improve, "write_lines")
-    deadly(improve, "replace", lambda path, text: path.suffix == ".json")
+    deadly(improve, "replace_text", lambda path, text: path.suffix == ".json")
     deadly(transformers.Trainer, "training_step")
     deadly(stage, "save")
     words = argv(recipe, tmp_path / "r.yaml", output_dir=str(out))
@@ -169,7 +158,7 @@ def test_a_finished_run_does_nothing_until_asked_for_more(recipe, whole, tmp_pat
     assert len(more["rounds"]) == 4
 
 
-def test_a_model_that_learns_nothing_stops_and_stays_as_it_was(recipe, start, tmp_path):
+def test_a_model_that_learns_nothing_stops_and_stays_as_it_was(recipe, ending_dir, tmp_path):
     still = recipe["sft"] | {"learning_rate": 1e-30, "save_strategy": "no"}
     found = improve.main(
         argv(recipe, tmp_path / "r.yaml", output_dir=str(tmp_path / "out"), sft=still, patience=1, rounds=5)
@@ -177,7 +166,7 @@ def test_a_model_that_learns_nothing_stops_and_stays_as_it_was(recipe, start, tm
     assert found["best_round"] == 0
     assert found["stopped"] == "round 1 did not improve"
     assert len(found["rounds"]) == 2
-    assert_same_weights(tmp_path / "out", start)
+    assert_same_weights(tmp_path / "out", ending_dir)
 
 
 def test_nothing_right_is_an_error_that_says_why(recipe, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from r1llama.data.loading import DataError
+from r1llama.data.loading import DataError, load_rows
 from r1llama.rewards import accuracy_reward, format_reward
 from r1llama.training.recipe import RecipeError
 from r1llama.training.sampling import Sampling, load_model, main, read_lines, sample, select, summarise
@@ -152,19 +152,21 @@ def test_summary():
     found = summarise(rows, ["a", "f"])
     low, high = found.pop("interval")
     assert low < 0.5 < high
-    assert found == {"problems": 4, "accuracy": 0.5, "f": 0.75, "tokens_per_answer": 3, "truncation_rate": 0.25}
+    assert found == {"completions": 4, "accuracy": 0.5, "f": 0.75, "tokens_per_answer": 3, "truncation_rate": 0.25}
 
 
-def test_command(model_dir, problems, tmp_path, capsys):
-    words = ["--model", str(model_dir), "--data", str(problems), "--output", str(tmp_path / "kept.jsonl")]
+def test_command(ending_dir, problems, tmp_path, capsys):
+    words = ["--model", str(ending_dir), "--data", str(problems), "--output", str(tmp_path / "kept.jsonl")]
     words += ["--rewards", "tests.training.rewards.letter_share", "--num-generations", "2", "--max-new-tokens", "4"]
     main([*words, "--keep", "right", "--threshold", "0.3"])
     out = capsys.readouterr().out
     printed = json.loads(out[out.index("{") :])
-    rows = json_lines(tmp_path / "kept.all.jsonl")
+    rows = json_lines(tmp_path / ".kept.all.jsonl")
     assert printed["sampled"] == len(rows) == 32
     assert printed["right"] == sum(row["letter_share"] >= 0.3 for row in rows) > 0
-    assert json_lines(tmp_path / "kept.jsonl") == [r for r in rows if r["letter_share"] >= 0.3 and not r["truncated"]]
+    kept = [row for row in rows if row["letter_share"] >= 0.3 and not row["truncated"]]
+    assert json_lines(tmp_path / "kept.jsonl") == kept != []
+    assert load_rows(str(tmp_path)).num_rows == printed["kept"]  # beside nothing else
     with pytest.raises(RecipeError, match=r"was begun with `temperature: 1.0`, not 0\.5"):
         main([*words, "--keep", "right", "--temperature", "0.5"])
 

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -62,8 +63,9 @@ def get_reward(spec: str | Mapping[str, Any] | Reward) -> Reward:
 
     Args:
         spec: a catalogue name (`"accuracy"`, also `"accuracy_reward"`), a dotted import path
-            (`"my_package.rewards.mine"`), a mapping `{"name": <either>, **parameters}` which builds a parametrised
-            reward, or a callable, which is returned as it is.
+            (`"my_package.rewards.mine"`), the directory of a saved reward model or verifier, a mapping
+            `{"name": <any of these>, **parameters}` which builds a parametrised reward, or a callable, which is
+            returned as it is.
 
     Raises:
         ValueError: unknown name (near matches are listed), or a dotted path that cannot be imported.
@@ -81,6 +83,8 @@ def get_reward(spec: str | Mapping[str, Any] | Reward) -> Reward:
     else:
         raise TypeError(f"a reward is a name, a mapping or a callable, not {type(spec).__name__}")
 
+    if os.path.isfile(os.path.join(name, "config.json")):
+        return lookup("model")(name, **parameters)
     target: Any = lookup(name)
     if isinstance(target, type):
         return target(**parameters)

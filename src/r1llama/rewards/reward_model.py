@@ -1,9 +1,36 @@
-"""A reward model or verifier head as a reward: a sequence classifier with one output, or a class for "right"."""
+"""A reward model or verifier head as a reward: a sequence classifier with one output, or a class for "right".
+
+- `ModelReward`: the reward
+- `render`, `encode`: prompt and completion as the classifier reads them, also while it is trained
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 from .text import Completion, completion_text, prompt_text
+
+
+def render(prompts: Sequence[Completion], completions: Sequence[Completion], tokenizer: Any) -> list[str]:
+    """Each prompt and its completion as one text: chat messages through the template, texts one after the other."""
+    texts = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        if isinstance(prompt, str) or tokenizer.chat_template is None:
+            text = prompt_text(prompt) + completion_text(completion)
+        else:
+            messages = [*prompt, {"role": "assistant", "content": completion_text(completion)}]
+            text = tokenizer.apply_chat_template(messages, tokenize=False)
+        texts.append(text.encode("utf-8", "replace").decode())
+    return texts
+
+
+def encode(texts: list[str], tokenizer: Any, max_length: int, **keywords: Any) -> Any:
+    """Token ids and mask, without a second beginning-of-text token where the text has one, as templates write it.
+    Texts of more than `max_length` tokens are cut on the left: the answer is at the end."""
+    side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
+    has_start = tokenizer.bos_token is not None and texts[0].startswith(tokenizer.bos_token)
+    inputs = tokenizer(texts, add_special_tokens=not has_start, truncation=True, max_length=max_length, **keywords)
+    tokenizer.truncation_side = side
+    return inputs
 
 
 class ModelReward:
@@ -16,7 +43,8 @@ class ModelReward:
         tokenizer: the same for its tokenizer; None: the model's path.
         label: which output to take; with one output it is 0. With several, the log-probability's exponential of this
             class (its softmax) is the reward.
-        sigmoid: squash a single output to 0..1.
+        sigmoid: squash a single output to 0..1; None: if it was trained as a probability, as the config's
+            `problem_type` tells.
         batch_size, max_length: per forward pass, and tokens per text (cut on the left: the answer is at the end).
     """
 
@@ -27,7 +55,7 @@ class ModelReward:
         model: Any,
         tokenizer: Any = None,
         label: int = 0,
-        sigmoid: bool = False,
+        sigmoid: bool | None = None,
         batch_size: int = 8,
         max_length: int = 4096,
     ):
@@ -57,39 +85,25 @@ class ModelReward:
             self._loaded = (model.eval(), tokenizer)
         return self._loaded
 
-    def _texts(self, prompts: Sequence[Completion], completions: Sequence[Completion], tokenizer: Any) -> list[str]:
-        texts = []
-        for prompt, completion in zip(prompts, completions, strict=True):
-            if isinstance(prompt, str) or tokenizer.chat_template is None:
-                texts.append(prompt_text(prompt) + completion_text(completion))
-            else:
-                messages = [*prompt, {"role": "assistant", "content": completion_text(completion)}]
-                texts.append(tokenizer.apply_chat_template(messages, tokenize=False))
-        return texts
-
     def __call__(
         self, completions: Sequence[Completion], prompts: Sequence[Completion], **kwargs
     ) -> list[float | None]:
         import torch
 
         model, tokenizer = self._load()
-        texts = self._texts(prompts, completions, tokenizer)
+        texts = render(prompts, completions, tokenizer)
+        sigmoid = self.sigmoid
+        if sigmoid is None:
+            sigmoid = model.config.problem_type == "multi_label_classification"
         rewards: list[float | None] = []
         for start in range(0, len(texts), self.batch_size):
-            side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
-            inputs = tokenizer(
-                [text.encode("utf-8", "replace").decode() for text in texts[start : start + self.batch_size]],
-                return_tensors="pt",
-                padding=True,
-                truncation=True,
-                max_length=self.max_length,
-            ).to(model.device)
-            tokenizer.truncation_side = side
+            batch = texts[start : start + self.batch_size]
+            inputs = encode(batch, tokenizer, self.max_length, padding=True, return_tensors="pt").to(model.device)
             with torch.inference_mode():
                 logits = model(**inputs).logits.float()
             if logits.shape[-1] > 1:
                 scores = logits.softmax(-1)[:, self.label]
             else:
-                scores = logits[:, 0].sigmoid() if self.sigmoid else logits[:, 0]
+                scores = logits[:, 0].sigmoid() if sigmoid else logits[:, 0]
             rewards += [float(s) if s == s else None for s in scores.tolist()]
         return rewards

@@ -38,7 +38,7 @@ from trl import GRPOConfig, ModelConfig, SFTConfig
 
 from r1llama.rewards import diagnose
 from r1llama.training import grpo, recipe, sft, stage
-from r1llama.training.checkpoint import DRAFTS, checkpoints, publish_model
+from r1llama.training.checkpoint import DRAFTS, checkpoints, publish_model, replace_text
 from r1llama.training.checks import check_machine, check_prompts, check_values
 from r1llama.training.recipe import RecipeError
 from r1llama.training.sampling import (
@@ -47,7 +47,6 @@ from r1llama.training.sampling import (
     load_rewards,
     reaches,
     read_lines,
-    replace,
     same_settings,
     sample,
     select,
@@ -211,7 +210,7 @@ class Improvement:
             keys |= {f.name: getattr(args, f.name) for f in fields(stage.DataArguments)}
             keys["reward_funcs"] = args.reward_funcs
         path = folder / f"{self.stage}.yaml"
-        replace(path, yaml.safe_dump(keys | self.settings, allow_unicode=True, width=119))
+        replace_text(path, yaml.safe_dump(keys | self.settings, allow_unicode=True, width=119))
         return path
 
     def run(self) -> dict:
@@ -255,7 +254,7 @@ class Improvement:
         if not path.exists():
             found = make()
             gc.collect()  # the model of the piece before
-            replace(path, json.dumps(found, indent=1))
+            replace_text(path, json.dumps(found, indent=1))
         return json.loads(path.read_text(encoding="utf-8"))
 
     def _keep(self, number: int, model: str) -> dict:
@@ -322,6 +321,7 @@ class Improvement:
         best = self._model(found["best_round"])
         model = AutoModelForCausalLM.from_pretrained(best, dtype="auto", trust_remote_code=self.args.trust_remote_code)
         draft = self.output_dir / DRAFTS / "model"
+        shutil.rmtree(draft, ignore_errors=True)
         model.save_pretrained(draft)
         self.tokenizer.save_pretrained(draft)
         publish_model(draft, self.output_dir)
@@ -332,10 +332,10 @@ class Improvement:
             f"{method} with r1llama. These are the weights of round "
             f"{found['best_round']}; the run ended because {found['stopped']}.\n\n"
             f"{table(found['rounds'], self.names)}\n\n"
-            f"Accuracy: on {found['rounds'][0]['problems']} held-out problems, greedy, with the 95 % Wilson interval. "
-            "The best round was chosen by these problems.\n"
+            f"Accuracy: on {found['rounds'][0]['completions']} held-out problems, greedy, with the 95 % Wilson "
+            "interval. The best round was chosen by these problems.\n"
         ).save(self.output_dir / "README.md")
-        replace(path, json.dumps(found, indent=1))
+        replace_text(path, json.dumps(found, indent=1))
 
 
 def paired_gain(before: list[bool], after: list[bool]) -> tuple[float, float]:

@@ -35,8 +35,10 @@ from r1llama.evaluation.accuracy import wilson_interval
 from r1llama.generation.completions import complete
 from r1llama.rewards import get_reward, required_columns
 from r1llama.training import stage
+from r1llama.training.checkpoint import replace_text
 from r1llama.training.checks import check_prompts, check_rewards
 from r1llama.training.recipe import RecipeError
+from r1llama.training.stopping import disk_watched
 
 
 @dataclass
@@ -123,7 +125,7 @@ def sample(
         rows = _graded(asked[mine : mine + how.batch_size], model, tokenizer, rewards, how, f"{seed} {mine}")
         rows = gather_object(rows)
         if state.is_main_process:
-            with open(path, "a", encoding="utf-8") as file:
+            with disk_watched(path.parent, f"writing {path.name}"), open(path, "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 file.flush()
                 os.fsync(file.fileno())
@@ -242,7 +244,7 @@ def summarise(rows: list[dict], names: list[str], threshold: float = 1.0) -> dic
     (`accuracy`, with the 95 % Wilson `interval`) and in each other one, `tokens_per_answer`, `truncation_rate`."""
     right = [sum(reaches(row[name], threshold) for row in rows) for name in names]
     return {
-        "problems": len(rows),
+        "completions": len(rows),
         "accuracy": right[0] / len(rows),
         "interval": wilson_interval(right[0], len(rows)),
         **{name: count / len(rows) for name, count in zip(names[1:], right[1:], strict=True)},
@@ -274,7 +276,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--dtype", default="auto", help="of the weights; auto: as saved")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, help="JSONL file; what lies there is continued")
-    parser.add_argument("--keep", choices=["all", "right"], default="all", help="right: what `select` keeps")
+    parser.add_argument("--keep", choices=["all", "right"], default="all", help="right: sound and different ones")
     parser.add_argument("--keep-per-problem", type=int, help="with `--keep right`: at most so many a problem")
     args = parser.parse_args(argv)
     how = Sampling(
@@ -294,9 +296,10 @@ def main(argv: list[str]) -> None:
     tokenizer = stage.load_tokenizer(model_args, config, False)
     check_prompts(problems, tokenizer, config, how.max_completion_length)
     rewards = load_rewards(args.rewards, problems.column_names)
-    path = args.output if args.keep == "all" else args.output.with_suffix(".all.jsonl")
-    ours = {key: value for key, value in vars(args).items() if not key.startswith(("output", "keep", "threshold"))}
-    same_settings(path.with_suffix(".settings.json"), ours)
+    # Hidden, so that a directory of completions stays a dataset.
+    path = args.output if args.keep == "all" else args.output.with_name(f".{args.output.stem}.all.jsonl")
+    ours = {key: value for key, value in vars(args).items() if not key.startswith(("output", "keep_", "threshold"))}
+    same_settings(args.output.with_name(f".{args.output.stem}.settings.json"), ours)
 
     def load():
         return load_model(args.model, how.dtype)
@@ -312,16 +315,7 @@ def main(argv: list[str]) -> None:
 
 def write_lines(path: Path, rows: list[dict]) -> None:
     """Write JSON lines; the file is complete or not there."""
-    replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def replace(path: Path, text: str) -> None:
-    draft = path.with_name(path.name + ".part")
-    with open(draft, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    replace_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def same_settings(path: Path, settings: dict) -> None:
@@ -340,7 +334,7 @@ def same_settings(path: Path, settings: dict) -> None:
             )
     elif PartialState().is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace(path, json.dumps(settings, indent=1))
+        replace_text(path, json.dumps(settings, indent=1))
     PartialState().wait_for_everyone()
 
 

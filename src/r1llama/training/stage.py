@@ -344,14 +344,14 @@ def save(trainer, args: StageArguments, stage: str) -> None:
     """Save a directory that `from_pretrained` loads, ready to generate: cache on, stopping where training stopped."""
     model, tokenizer = trainer.model, trainer.processing_class
     model.config.use_cache = True
-    model.generation_config.use_cache = True
-    stops = model.generation_config.eos_token_id
-    stops = stops if isinstance(stops, list) else [stops]
-    stops = [
-        stop for stop in dict.fromkeys([tokenizer.eos_token_id, *stops, end_of_turn(tokenizer)]) if stop is not None
-    ]
-    model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if model.can_generate():  # a verifier does not
+        model.generation_config.use_cache = True
+        stops = model.generation_config.eos_token_id
+        stops = stops if isinstance(stops, list) else [stops]
+        stops = dict.fromkeys([tokenizer.eos_token_id, *stops, end_of_turn(tokenizer)])
+        stops = [stop for stop in stops if stop is not None]
+        model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
     trainer.save_model(trainer.args.output_dir)
     hub_datasets = [source.path for source in sources_of(args) if not looks_local(source.path)]
     hub_datasets = [name for name in hub_datasets if not os.path.exists(name)]
