@@ -4,6 +4,7 @@ python recipes/smoke/run.py [FOLDER ...] [--keep]
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[2]
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 
 def find(folders: list[str]) -> dict[Path, dict]:
@@ -60,7 +62,7 @@ def main() -> int:
             shutil.rmtree(output, ignore_errors=True)
         start = time.perf_counter()
         command = [sys.executable, "-m", "r1llama.cli", path.stem.partition("_")[0], "--config", name, "--smoke"]
-        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        ended = subprocess.run(command, cwd=ROOT, env=os.environ | OFFLINE, capture_output=True, text=True)
         print(
             f"{'ok' if ended.returncode == 0 else 'FAILED':8}{time.perf_counter() - start:6.1f} s  {name}", flush=True
         )
