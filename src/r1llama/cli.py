@@ -5,6 +5,7 @@
     r1llama distill --config recipe.yaml [--smoke] [--key value ...]
     r1llama grpo --config recipe.yaml [--smoke] [--key value ...]
     r1llama evaluate ...
+    r1llama data inspect FILE | --config recipe.yaml
     r1llama inspect MODEL
     r1llama rewards ...
 
@@ -28,6 +29,7 @@ COMMANDS = {
     "sample": ("r1llama.training.sampling", "complete problems and grade the completions"),
     "pass-rate": ("r1llama.training.pass_rate", "how often a model solves each problem, for GRPO's curriculum"),
     "evaluate": ("r1llama.evaluation.command", "score a model on problems"),
+    "data": ("r1llama.training.data_command", "show what a trainer sees of the data: text, mask and lengths"),
     "inspect": ("r1llama.model.sizes", "count a model's parameters and what a token adds to its cache"),
     "rewards": ("r1llama.rewards.command", "list, try and attack reward functions"),
 }

@@ -85,7 +85,7 @@ def read(dataclass_types, argv: list[str], check=lambda values: None, preset=lam
             raise RecipeError("--config names no file")
         path = argv[at + 1]
         argv = argv[:at] + argv[at + 2 :]
-        values = _read_yaml(path)
+        values = read_yaml(path)
         for name, value in (values.pop("env", None) or {}).items():
             os.environ[name] = str(value)
         trial = values.pop("smoke", None)
@@ -140,7 +140,7 @@ def sets(argv: list[str], key: str) -> bool:
     words = [piece for word in argv for piece in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if "--config" not in words[:-1]:
         return False
-    values = _read_yaml(words[words.index("--config") + 1])
+    values = read_yaml(words[words.index("--config") + 1])
     trial = values.get("smoke")
     return bool(values.get(key) or ("--smoke" in words and isinstance(trial, dict) and trial.get(key)))
 
@@ -150,7 +150,8 @@ def save(values: dict, path: Path) -> None:
     replace_text(Path(path), yaml.safe_dump(values, allow_unicode=True, width=119))
 
 
-def _read_yaml(path) -> dict:
+def read_yaml(path) -> dict:
+    """The keys and values of a recipe as they are written; RecipeError if there are none."""
     try:
         with open(path, encoding="utf-8") as file:
             values = yaml.safe_load(file)

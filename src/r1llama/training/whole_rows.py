@@ -25,6 +25,7 @@ class WholeRows:
 
     def __init__(self, *args, overlong: str = "truncate", **kwargs):
         self.overlong = overlong
+        self.long_rows: dict[str, int] = {}  # how many, of `train` and `eval`; streams are not counted ahead
         super().__init__(*args, **kwargs)
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
@@ -40,6 +41,7 @@ class WholeRows:
             if self.overlong != "truncate":
                 rows = rows.filter(_Fits(limit, self.overlong, name), input_columns=["input_ids"])
         elif long := [(row, length) for row, length in enumerate(_lengths(rows)) if length > limit]:
+            self.long_rows[name] = len(long)
             share = f"{len(long)} of {len(rows)} rows"
             if self.overlong == "stop":
                 raise _refusal(f"{name}: {share}, the first with {long[0][1]}", limit)
