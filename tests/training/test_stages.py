@@ -62,7 +62,7 @@ def test_a_stuck_reward_is_explained(grpo_recipe, tmp_path, caplog):
     recipe = argv(grpo_recipe, tmp_path / "r.yaml", reward_funcs=["accuracy", "tests.training.rewards.letter_share"])
     grpo.main([*recipe, "--max_steps", "5"])
     (warning,) = [r.getMessage() for r in caplog.records if "has not varied" in r.getMessage()]
-    assert warning.startswith("accuracy_reward has not varied for 5 steps: ")
+    assert warning.startswith("stuck: accuracy_reward has not varied for 5 steps: ")
     assert "have no </think>: max_completion_length is 12" in warning or "no completion contains <think>" in warning
     assert "of the verdicts are" in warning
 

@@ -3,7 +3,6 @@
 - `MetricsFile`: one line of JSON per log
 - `SampleCompletions`: greedy answers to a few fixed prompts, as JSON lines (SFT)
 - `SampledFormat`: and the share of them in the reasoning format (distillation)
-- `RewardAlarm`: says why a reward is stuck (GRPO)
 - `RouterBalancing`: moves the experts' selection bias before each optimizer step
 - `AuxiliaryLosses`: weighs and logs the losses beside the language loss
 """
@@ -12,7 +11,6 @@ import json
 import logging
 import math
 import time
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -23,8 +21,6 @@ from trl.models import unwrap_model_for_generation
 
 from r1llama.model import update_router_bias
 from r1llama.rewards import format_reward
-from r1llama.rewards.diagnostics import diagnose
-from r1llama.rewards.text import completion_text
 from r1llama.training.checkpoint import replace_text
 
 log = logging.getLogger("r1llama")
@@ -63,50 +59,6 @@ class MetricsFile(_JsonLines):
         if state.is_world_process_zero:
             numbers = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in logs.items()}
             self.append([{"step": state.global_step, "time": round(time.time(), 2), **numbers}])
-
-
-def _plain(value):
-    """NaN marks a completion that a reward could not judge; JSON has no NaN."""
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-class RewardAlarm(TrainerCallback):
-    """Names the likely cause when every completion of `patience` steps in a row got the same reward.
-
-    Args:
-        trainer: The `GRPOTrainer`, whose own log buffers are read (already gathered from all processes).
-        patience: In optimizer steps.
-    """
-
-    def __init__(self, trainer, patience: int = 5):
-        self.trainer, self.patience = trainer, patience
-        self.stuck_steps = Counter()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if not state.is_world_process_zero:
-            return
-        logs = self.trainer._logs
-        completions = list(logs["completion"])
-        for name, rewards in logs["rewards"].items():
-            rewards = [_plain(reward) for reward in rewards]
-            if len(set(rewards)) > 1:
-                self.stuck_steps[name] = 0
-                continue
-            self.stuck_steps[name] += 1
-            if self.stuck_steps[name] == self.patience:
-                # Of the text, since the trainer keeps no lengths: broken bytes may come out longer than they were.
-                tokenized = self.trainer.processing_class([completion_text(c) for c in completions])
-                lengths = [min(len(ids), args.max_completion_length) for ids in tokenized["input_ids"]]
-                causes = diagnose(
-                    rewards,
-                    completions,
-                    prompts=list(logs["prompt"]),
-                    lengths=lengths,
-                    max_completion_length=args.max_completion_length,
-                    reasons=list(logs["extra"].get(f"{name.removesuffix('_reward')}/reason", [])),
-                )
-                level = logging.INFO if rewards[0] else logging.WARNING  # a reward may well be solved
-                log.log(level, "%s has not varied for %d steps: %s", name, self.patience, "; ".join(causes))
 
 
 class SampleCompletions(_JsonLines):

@@ -25,8 +25,8 @@ class DynamicSamplingGRPOTrainer(RoutingReplayGRPOTrainer):
 
     The other prompts are drawn from the whole dataset by seed and step, so that a run can be repeated and resumed. The
     tables of completions show what is trained on; metrics of the rollouts count all that were generated. Logs
-    `dynamic_sampling/resamples` (generations beyond the first) and `dynamic_sampling/flat` (share of groups that stay
-    flat).
+    `flat_groups` (share of the groups generated), `dynamic_sampling/resamples` (generations beyond the first) and
+    `dynamic_sampling/flat` (share of the groups trained on).
 
     Args:
         args, kwargs: As `RoutingReplayGRPOTrainer` takes them. The dataset has a length, each process generates whole
@@ -39,8 +39,15 @@ class DynamicSamplingGRPOTrainer(RoutingReplayGRPOTrainer):
         self.max_resamples = max_resamples
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        self.rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        return self.rewards
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        mode, size = ("train", self.num_generations) if self.model.training else ("eval", self.num_generations_eval)
+        unjudged = rewards.isnan().all(1)
+        sums = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
+        highest = sums.masked_fill(unjudged, -torch.inf).view(-1, size).amax(1)
+        lowest = sums.masked_fill(unjudged, torch.inf).view(-1, size).amin(1)
+        self.is_flat = highest <= lowest  # exactly: TRL's frac_reward_zero_std sees a spread in rounding errors
+        self._metrics[mode]["flat_groups"].append(self.is_flat.float().mean().item())
+        return rewards
 
     def _generate_and_score_completions(self, inputs):
         if not self.max_resamples or not self.model.training:
@@ -71,16 +78,11 @@ class DynamicSamplingGRPOTrainer(RoutingReplayGRPOTrainer):
     def _generation(self, inputs):
         """Rollouts; for each process: which of its groups are flat, and each group's part of the log columns."""
         output = super()._generate_and_score_completions(inputs)
-        processes, size = self.accelerator.num_processes, self.num_generations
-        unjudged = self.rewards.isnan().all(1)
-        sums = (self.rewards * self.reward_weights.to(self.rewards.device)).nansum(1)
-        highest = sums.masked_fill(unjudged, -torch.inf).view(-1, size).amax(1)
-        lowest = sums.masked_fill(unjudged, torch.inf).view(-1, size).amin(1)
-        flat = (highest <= lowest).view(processes, -1).tolist()
-        columns = {id(column): list(column)[-len(self.rewards) :] for column in self._columns()}
+        size, total = self.num_generations, self.num_generations * len(self.is_flat)
+        flat = self.is_flat.view(self.accelerator.num_processes, -1).tolist()
+        columns = {id(column): list(column)[-total:] for column in self._columns()}
         logs = [
-            {name: values[start : start + size] for name, values in columns.items()}
-            for start in range(0, len(self.rewards), size)
+            {name: values[start : start + size] for name, values in columns.items()} for start in range(0, total, size)
         ]
         count = len(flat[0])
         return output, flat, [logs[start : start + count] for start in range(0, len(logs), count)]

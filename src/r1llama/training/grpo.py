@@ -17,8 +17,8 @@ from trl import GRPOConfig, ModelConfig
 from r1llama.rewards import get_reward, required_columns
 from r1llama.rewards.length import SoftOverlongPunishment
 from r1llama.training import recipe, stage
+from r1llama.training.alarms import Alarms
 from r1llama.training.algorithms import preset
-from r1llama.training.callbacks import RewardAlarm
 from r1llama.training.checks import check_machine, check_opened_thoughts, check_prompts, check_rewards, check_values
 from r1llama.training.completions import CompletionTables
 from r1llama.training.curriculum import by_pass_rate
@@ -166,7 +166,7 @@ def main(argv: list[str]) -> dict[str, float]:
     )
     if getattr(trainer.model, "mtp", None) is not None:
         trainer.model.mtp.requires_grad_(False)  # its loss would imitate every rollout, whatever the reward
-    trainer.add_callback(RewardAlarm(trainer))
+    trainer.add_callback(Alarms(trainer))
     if args.log_completions_steps:
         folder = Path(training_args.output_dir) / "completions"
         trainer.add_callback(CompletionTables(folder, args.log_completions_steps, trainer))

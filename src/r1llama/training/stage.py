@@ -234,6 +234,11 @@ def adapters(model_args, config) -> dict:
             f"`lora_dropout: {model_args.lora_dropout}`: adapters on experts can have none: set it to 0, or set "
             "`lora_target_modules` to adapt other layers only"
         )
+    if (model_args.load_in_4bit or model_args.load_in_8bit) and getattr(config, "num_experts", 0):
+        log.info(
+            "`load_in_4bit` and `load_in_8bit` quantise linear layers alone: fused expert tensors stay %s",
+            model_args.dtype,
+        )
     return {
         "peft_config": get_peft_config(model_args),
         "quantization_config": get_quantization_config(model_args),
