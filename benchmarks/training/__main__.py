@@ -1,4 +1,4 @@
-"""The stages beside plain TRL: `python -m benchmarks.training [--quick] [--only sft distill] [--device cuda] [--json FILE]`.
+"""The stages beside plain TRL: `python -m benchmarks.training [--quick] [--only sft] [--device cuda] [--json FILE]`.
 
 Each section checks that both sides compute the same loss before it times them. `--quick` takes a smaller model and
 less data, in about a minute; its figures only show that everything runs, and are not judged.

@@ -20,6 +20,7 @@ from trl import DistillationConfig, DistillationTrainer, ModelConfig, apply_chat
 from r1llama.training import recipe, stage
 from r1llama.training.callbacks import SampledFormat
 from r1llama.training.checks import check_machine, check_prompts, check_values
+from r1llama.training.context import with_rope
 from r1llama.training.recipe import RecipeError
 
 KEY = "teacher_model_name_or_path"
@@ -102,6 +103,7 @@ def main(argv: list[str]) -> dict[str, float]:
     check_machine(values)
     stage.set_up()
     config = stage.load_config(model_args, training_args.trust_remote_code)
+    config = with_rope(config, args.rope_parameters, None)
     tokenizer = stage.load_tokenizer(model_args, config, training_args.trust_remote_code)
     check_teacher(training_args, config, tokenizer)
     rows = _load(args, args.dataset_train_split, training_args, tokenizer, config)
@@ -118,7 +120,7 @@ def main(argv: list[str]) -> dict[str, float]:
 
     trainer = TeacherTrainer(
         lmbda=args.lmbda,
-        model=stage.load_model(model_args, training_args, config),
+        model=stage.load_model(model_args, training_args, config, changed=bool(args.rope_parameters)),
         teacher_model=training_args.teacher_model_name_or_path,
         args=training_args,
         train_dataset=rows,

@@ -1,7 +1,7 @@
 """SFT in which the reasoning tags weigh more than the words between them.
 
 - `TagSpans`: where the tags lie among the tokens of a batch
-- `TagCollator`: TRL's collator, whose batches also tell the spans
+- `TagCollator`: a collator whose batches also tell the spans
 - `ThinkWeightedSFTTrainer`: TRL's `SFTTrainer` with a weight per tag
 
 With label y_t, weight w_t (1 outside the tags) and N the labelled tokens of a whole optimizer step, over its
@@ -23,6 +23,7 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from r1llama.data.tokenizer import TAGS
+from r1llama.training.collator import pack_in_rows
 from r1llama.training.whole_rows import WholeRows
 
 
@@ -84,22 +85,27 @@ class TagSpans:
 
 
 @dataclass
-class TagCollator(DataCollatorForLanguageModeling):
-    """TRL's collator, plus `tag_spans` (batch, tokens): 0 outside the tags and where nothing is learned; else
+class TagCollator:
+    """A collator's batches, plus `tag_spans` (batch, tokens): 0 outside the tags and where nothing is learned; else
     `n * (len(tags) + 1) + 1 + tag` in the n-th span of the row, counted from 1.
 
     A token that two tags share (`><`) counts as the one that stands later in `spans.tags`.
+
+    Args:
+        collator: TRL's, or `r1llama.training.collator.PackedCollator`.
+        spans: Finds the tags.
     """
 
-    spans: TagSpans | None = None
+    collator: DataCollatorForLanguageModeling
+    spans: TagSpans
 
-    def torch_call(self, examples):
-        batch = super().torch_call(examples)
+    def __call__(self, examples, return_tensors=None):
+        batch = self.collator(examples)
         ids, labels = batch["input_ids"].numpy(), batch["labels"].numpy()
         codes = np.zeros_like(ids)
         for row, row_ids in enumerate(ids):
             # Documents of a packed row: a tag does not begin in one and end in the next
-            begins = np.flatnonzero(batch["position_ids"][row].numpy() == 0) if self.padding_free else []
+            begins = np.flatnonzero(batch["position_ids"][row].numpy() == 0) if "position_ids" in batch else []
             spans = []
             for begin, end in zip([0, *begins], [*begins, len(row_ids)], strict=True):
                 spans += [(begin + a, begin + b, tag) for a, b, tag in self.spans.find(row_ids[begin:end])]
@@ -114,8 +120,11 @@ class ThinkWeightedSFTTrainer(WholeRows, SFTTrainer):
     """TRL's `SFTTrainer`, with more weight on the reasoning tags. With weight 1 it computes the very same loss.
 
     Only labelled tokens weigh: with `completion_only_loss` or `assistant_only_loss`, a tag in the prompt counts
-    nothing. Logs, besides what `SFTTrainer` logs, `tag_emission`: the share of labelled tags of which every token is
-    the model's likeliest, given the text before; and the same per tag, `tag_emission/<think>`.
+    nothing. With `packing`, blocks are the rows of a batch where that is faster (`r1llama.training.collator`).
+
+    Logs, besides what `SFTTrainer` logs, `tag_emission`: the share of labelled tags of which every token is the
+    model's likeliest, given the text before; and the same per tag, `tag_emission/<think>`. On evaluation, `eval_loss`
+    is the weighted mean over all tokens, however they are batched, and `eval_perplexity` knows no weights.
 
     Args:
         *args: As `SFTTrainer` takes them.
@@ -148,9 +157,10 @@ class ThinkWeightedSFTTrainer(WholeRows, SFTTrainer):
             )
         # Of two tags that share a token the later counts: the heavier one
         tags = sorted(tag_weights, key=tag_weights.get)
-        self.data_collator = TagCollator(**vars(self.data_collator), spans=TagSpans(self._tokenizer, tags))
+        pack_in_rows(self)
+        self.data_collator = TagCollator(self.data_collator, TagSpans(self._tokenizer, tags))
         self._weights = torch.tensor([1.0, *(float(tag_weights[tag]) for tag in tags)])  # by code % (len(tags) + 1)
-        self._tag_counts: dict[str, torch.Tensor] = {}
+        self._sums: dict[str, torch.Tensor] = {}
 
     def _get_num_items_in_batch(self, batch_samples, device):
         """The sum of the weights over the micro-batches and processes of an optimizer step."""
@@ -179,35 +189,46 @@ class ThinkWeightedSFTTrainer(WholeRows, SFTTrainer):
             if num_items_in_batch is None:  # evaluation: `SFTTrainer` divides by the number of labelled tokens
                 mask = outputs.label_mask
                 weights = weights * (mask.sum() / (weights * mask).sum().clamp(min=1e-9))
-            outputs.log_probs = outputs.log_probs * weights
-            self._count(codes, outputs.is_top1)
+            unweighted = outputs.log_probs
+            outputs.log_probs = unweighted * weights
+            self._add_up(codes, outputs, unweighted)
             return outputs
 
         return super().compute_loss(weighted, inputs, return_outputs, num_items_in_batch)
 
     @torch.no_grad()
-    def _count(self, codes, is_top1) -> None:
-        """Add up, by tag, the spans and those among them that are wholly the likeliest tokens."""
+    def _add_up(self, codes, outputs, log_probs) -> None:
+        """For the next log: tokens and the sum of their weights, losses without and with weights; and, by tag, the
+        spans and those among them that are wholly the likeliest tokens."""
         kinds, rows = len(self._weights), torch.arange(len(codes), device=codes.device)[:, None]
         spans = (rows * (codes.shape[1] + 1) + codes // kinds).flatten()  # one number a span
         missed = torch.zeros(len(codes) * (codes.shape[1] + 1), device=codes.device)
-        missed.scatter_add_(0, spans, (~is_top1.bool()).flatten().float())
+        missed.scatter_add_(0, spans, (~outputs.is_top1.bool()).flatten().float())
         begins = codes != torch.nn.functional.pad(codes[:, :-1], (1, 0))
         emitted = begins & (missed[spans].view_as(codes) == 0)
         by_tag = (codes % kinds).flatten()
         counts = torch.zeros(2, kinds, device=codes.device)
         for count, those in zip(counts, (begins, emitted), strict=True):
             count.scatter_add_(0, by_tag, those.flatten().float())
+        weights, mask = self._weigh(codes), outputs.label_mask
+        totals = [mask.sum(), (weights * mask).sum(), -log_probs.sum(), -(weights * log_probs).sum()]
+        sums = torch.cat([torch.stack(totals), counts[:, 1:].flatten()])
         mode = "train" if self.model.training else "eval"
-        self._tag_counts[mode] = counts + self._tag_counts[mode] if mode in self._tag_counts else counts
+        self._sums[mode] = sums + self._sums[mode] if mode in self._sums else sums
 
     def log(self, logs, start_time=None):
         mode = "train" if self.model.training else "eval"
-        if mode in self._tag_counts:
-            counts = self.accelerator.reduce(self._tag_counts.pop(mode), "sum")[:, 1:]
-            names = ["tag_emission", *(f"tag_emission/{tag}" for tag in self.data_collator.spans.tags)]
-            totals = torch.cat([counts.sum(1, keepdim=True), counts], dim=1).T.tolist()
-            for name, (found, emitted) in zip(names, totals, strict=True):
-                if found:
-                    self._metrics[mode][name].append(emitted / found)
+        if mode in self._sums:
+            sums = self.accelerator.reduce(self._sums.pop(mode), "sum").tolist()
+            tokens, weight, loss, weighted_loss, *counts = sums
+            tags = self.data_collator.spans.tags
+            found, emitted = counts[: len(tags)], counts[len(tags) :]
+            shares = {"tag_emission": (sum(emitted), sum(found))}
+            shares |= {f"tag_emission/{tag}": pair for tag, *pair in zip(tags, emitted, found, strict=True)}
+            for name, (part, whole) in shares.items():
+                if whole:
+                    self._metrics[mode][name].append(part / whole)
+            if mode == "eval" and tokens:
+                logs |= {name: weighted_loss / weight for name in logs if name.endswith("_loss")}
+                self._metrics[mode]["perplexity"].append(math.exp(min(loss / tokens, 700)))
         super().log(logs, start_time)
