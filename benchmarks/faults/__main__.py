@@ -35,7 +35,7 @@ from transformers.models.llama import modeling_llama  # noqa: F401  (imported on
 
 from benchmarks.faults.runs import Run, digest, unreadable
 from benchmarks.faults.stages import RECIPES, STEPS, Stage, stages, write_inputs
-from r1llama.training import distill, grpo, improve, pretrain  # noqa: F401
+from r1llama.training import distill, grpo, improve, pretrain, teacher, verifier  # noqa: F401
 from r1llama.training.checkpoint import checkpoints
 
 DISK = 320 * 2**20  # bytes; a run wants 200 MiB free before it begins

@@ -3,6 +3,7 @@
 Everything is imported once; each run is a fork of that process, which takes a second or two instead of fifteen.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -65,6 +66,8 @@ class Run:
     @property
     def said(self) -> str:
         """What this run has logged."""
+        if not self.log.exists():  # killed before it said a word
+            return ""
         with open(self.log, encoding="utf-8", errors="replace") as file:
             file.seek(self.before)
             return file.read()
@@ -99,7 +102,11 @@ class Run:
         return next((step for step, _ in checkpoints(self.trained)), 0)
 
     def is_saving(self) -> bool:
-        return any(next((folder / DRAFTS).glob("*"), None) for folder in (self.trained, self.out))
+        for folder in (self.trained, self.out):
+            with contextlib.suppress(FileNotFoundError):  # it comes and goes
+                if os.listdir(folder / DRAFTS):
+                    return True
+        return False
 
     def resumed_at(self) -> int | None:
         """The step that it began at; None if it did not come that far."""

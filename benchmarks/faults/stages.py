@@ -34,8 +34,15 @@ RECIPES = {
         "max_completion_length": 8,
     },
     "distill": {"dataset_name": "demonstrations.jsonl", "max_length": 64, "tag_weights": "5"},
+    "distill-teacher": {
+        "dataset_name": "demonstrations.jsonl",
+        "teacher_model_name_or_path": "teacher",
+        "lmbda": 0.5,
+        "max_completion_length": 24,
+    },
     "pretrain": {"dataset_name": "texts.jsonl", "max_length": 64},
     "pretrain-stream": {"dataset_name": "texts.jsonl", "max_length": 64, "dataset_streaming": True},
+    "verifier": {"dataset_name": "graded.jsonl", "max_length": 64, "eval_strategy": "no"},
     "improve": {
         "dataset_name": "problems.jsonl",
         "dataset_train_split": "train[:16]",
@@ -78,7 +85,7 @@ def letter_share(completions, **columns) -> list[float]:
 
 
 def write_inputs(folder: Path) -> None:
-    """The model that every stage starts from, and the data."""
+    """The model that every stage starts from, its teacher, and the data."""
     sums = [(a, b) for a in range(8) for b in range(8)]
     rows = {
         "problems": [{"prompt": f"{a}+{b}=", "solution": str(a + b)} for a, b in sums],
@@ -86,13 +93,14 @@ def write_inputs(folder: Path) -> None:
             {"prompt": f"{a}+{b}=", "completion": f"<think>{a} and {b}</think><answer>{a + b}</answer>"}
             for a, b in sums
         ],
+        "graded": [
+            {"prompt": f"{a}+{b}=", "completion": str(a + b), "accuracy_reward": float(b % 2)} for a, b in sums
+        ],
         "texts": [{"text": f"{a} and {b} make {a + b}, and that is all. " * (1 + a % 3)} for a, b in sums],
     }
     for name, lines in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     tokenizer = train_tokenizer(())
-    tokenizer.save_pretrained(folder / "model")
-    torch.manual_seed(0)
     config = R1LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -111,20 +119,21 @@ def write_inputs(folder: Path) -> None:
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
-    model = R1LlamaForCausalLM(config)
-    # So many tokens end a text that a random model does end it.
-    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(100, 190)]
-    model.save_pretrained(folder / "model")
+    for seed, name in enumerate(("model", "teacher")):
+        torch.manual_seed(seed)
+        model = R1LlamaForCausalLM(config)
+        # So many tokens end a text that a random model does end it.
+        model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(100, 190)]
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
 
 
 def stages(inputs: Path) -> dict[str, Stage]:
     """Every stage, on the inputs that `write_inputs` wrote."""
     made = {}
     for name, changes in RECIPES.items():
-        recipe = changes | {
-            "model_name_or_path": str(inputs / "model"),
-            "dataset_name": str(inputs / changes["dataset_name"]),
-        }
+        recipe = {"model_name_or_path": "model"} | changes
+        recipe |= {key: str(inputs / recipe[key]) for key in recipe if key.endswith(("name_or_path", "dataset_name"))}
         if name == "improve":
             made[name] = Stage(name, recipe | {"sft": COMMON | {"max_length": 64}}, "round-1/model")
         else:

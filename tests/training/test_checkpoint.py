@@ -6,6 +6,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -383,3 +385,15 @@ def test_one_run_for_one_directory(tmp_path):
     output_lock.hold(tmp_path)
     output_lock.hold(tmp_path)
     assert f"process {os.getpid()} on" in (tmp_path / "_lock").read_text()
+
+
+@pytest.mark.slow
+def test_every_stage_survives_kills_damage_and_a_full_disk(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.faults", "--quick", "--json", str(tmp_path / "rows.json")]
+    subprocess.run(command, cwd=Path(__file__).parents[2], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
+    for row in json.loads((tmp_path / "rows.json").read_text()):
+        assert row["lost steps"] == row["unreadable"] == 0, row
+        assert row["runs equal"] == row["runs"], row
+        assert row["passed over"] == row["kept"] == row["then equal"] == row["corruptions"], row
+        if "full disks" in row:
+            assert row["one message"] == row["earlier whole"] == row["equal after"] == row["full disks"], row

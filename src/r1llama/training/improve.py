@@ -38,7 +38,7 @@ from trl import GRPOConfig, ModelConfig, SFTConfig
 
 from r1llama.rewards import diagnose
 from r1llama.training import grpo, recipe, sft, stage
-from r1llama.training.checkpoint import DRAFTS, checkpoints, publish_model, replace_text
+from r1llama.training.checkpoint import DRAFTS, checkpoints, publish_model, remove, replace_text
 from r1llama.training.checks import check_machine, check_prompts, check_values
 from r1llama.training.recipe import RecipeError
 from r1llama.training.sampling import (
@@ -229,7 +229,8 @@ class Improvement:
             start = args.model_name_or_path if args.restart and self.stage == "sft" else latest
             self._once(number, "trained", lambda n=number, s=start: self._train(n, s))
             for _, checkpoint in checkpoints(self._folder(number) / "model"):
-                shutil.rmtree(checkpoint)  # several times the model's size, and the round is done
+                remove(checkpoint)  # several times the model's size, and the round is done
+            shutil.rmtree(self._folder(number) / "model" / DRAFTS, ignore_errors=True)  # a removal that was cut off
             results.append(counts | self._evaluate(number, self._model(number)))
             gain, error = paired_gain(self._right(best), self._right(number))
             results[-1] |= {"gain": gain, "gain_standard_error": error}

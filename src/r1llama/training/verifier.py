@@ -112,7 +112,7 @@ def main(argv: list[str]) -> dict[str, float]:
     resume_from = stage.resume_point(training_args)
     if metrics := stage.finished(training_args, resume_from):
         return metrics
-    stage.record(values)
+    stage.record(values, resume_from)
 
     set_seed(training_args.seed)  # of the new head
     model = AutoModelForSequenceClassification.from_pretrained(
