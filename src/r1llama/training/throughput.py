@@ -64,16 +64,20 @@ def training_flops(config: PreTrainedConfig, length: int) -> float:
     return 6.0 * weights + heads * (6.0 * length * (key + value) * softmax + 12.0 * features * dim * linear)
 
 
+def known_peak(name: str) -> float | None:
+    """FLOP/s in bf16 of a GPU of this name; None if it is not in `PEAK_FLOPS`."""
+    return next((peak for known, peak in PEAK_FLOPS.items() if re.search(rf"\b{known}\b", name)), None)
+
+
 @cache
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s that one device could do: from the data sheet where its name and the dtype are known, else the best of
     five matrix products, which is somewhat less."""
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         name = torch.cuda.get_device_name(device)
-        for known, peak in PEAK_FLOPS.items():
-            if re.search(rf"\b{known}\b", name):
-                log.info("MFU: against %.0f TFLOP/s, the data sheet of %s", peak / 1e12, known)
-                return peak
+        if peak := known_peak(name):
+            log.info("MFU: against %.0f TFLOP/s, from the data sheet of %s", peak / 1e12, name)
+            return peak
     size = 8192 if device.type == "cuda" else 512
     matrix = torch.ones(size, size, device=device, dtype=dtype)
     seconds = []
