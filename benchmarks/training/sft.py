@@ -38,7 +38,7 @@ def documents(count: int, seed: int = 0) -> Dataset:
 def rows(quick: bool, device: str):
     tokenizer = train_tokenizer([])
     tokenizer.padding_side = "right"
-    hidden, layers = (1024, 16) if device == "cuda" else (128, 2) if quick else (384, 6)
+    hidden, layers = (1024, 16) if device == "cuda" else (128, 2) if quick else (256, 4)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
@@ -51,7 +51,7 @@ def rows(quick: bool, device: str):
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
-    data = documents(2048 if device == "cuda" else 48 if quick else 144)
+    data = documents(2048 if device == "cuda" else 48 if quick else 96)
     folder = tempfile.mkdtemp()
 
     def trainer(rows_per_batch, kind=SFTTrainer, dataset=data, **keys):

@@ -37,12 +37,18 @@ def documents(tmp_path_factory):
 
 @pytest.fixture
 def recipe(tmp_path, documents, tokenizer):
-    """Six steps of a tiny r1llama from scratch."""
+    """Six steps of a tiny r1llama from scratch: linear attention, experts and multi-token prediction."""
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    config = R1LlamaConfig(
-        **tiny_config(tokenizer).to_diff_dict() | {"layer_types": ["full_attention", "linear_attention"]}
-    )
-    values = config.to_diff_dict()
+    switches = {
+        "layer_types": ["full_attention", "linear_attention"],
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+        "aux_loss_alpha": 0.01,
+        "num_mtp_layers": 1,
+    }
+    values = R1LlamaConfig(**tiny_config(tokenizer).to_diff_dict() | switches).to_diff_dict()
     for key in ("vocab_size", "eos_token_id", "pad_token_id", "bos_token_id"):
         values.pop(key, None)
     (tmp_path / "model.json").write_text(json.dumps(values))
@@ -75,6 +81,7 @@ def interrupt(run, copy, step):
 
 def test_a_model_from_scratch(recipe, tmp_path, tokenizer, caplog):
     caplog.set_level("INFO", logger="r1llama")
+    recipe["learning_rate"] = 0.01
     pretrain.main(argv(recipe, tmp_path / "r.yaml"))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.config.model_type == "r1llama"
@@ -85,6 +92,7 @@ def test_a_model_from_scratch(recipe, tmp_path, tokenizer, caplog):
     assert logs[-1]["loss"] < logs[0]["loss"]
     assert [log["num_tokens"] for log in logs] == [2 * 32 * step for step in range(1, 7)]
     assert all(log["tokens_per_second"] > 0 and 0 < log["mfu"] < 2 and log["memory/peak_gib"] > 0.1 for log in logs)
+    assert all(log["loss/balance"] > 0 and log["loss/mtp"] > 0 and log["router/max_vio"] >= 0 for log in logs)
     assert "6 steps, learning rate" in caplog.text
 
     changes = {"config_name": None, "tokenizer_name": None, "model_name_or_path": str(tmp_path / "out")}

@@ -143,8 +143,9 @@ class BlockStream(torch.utils.data.IterableDataset):
         """`(where it begins, its documents in the order of training)` of each window, without end."""
         self.rows.load_state_dict(start["rows"])
         epoch, number = start["epoch"], start["window"]
-        state, is_empty = start["rows"], start["rows"] is None
+        state = start["rows"]
         while True:
+            is_empty = state is None  # so far, if this pass begins at its beginning
             self.rows.set_epoch(epoch)
             rows = iter(self.rows)
             while documents := [row[self.text_field] for row in islice(rows, self.window)]:
