@@ -201,8 +201,8 @@ def main():
             folder.mkdir(parents=True)
             rows.append(measure(stages(inputs)[stage], folder, arguments.quick, arguments.seed))
             print("   ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(rows, indent=1))
+            if arguments.json:
+                Path(arguments.json).write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

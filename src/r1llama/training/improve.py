@@ -207,7 +207,7 @@ class Improvement:
         if self.stage == "sft":
             keys["dataset_name"] = str(folder / "kept.jsonl")
         else:
-            keys |= {f.name: getattr(args, f.name) for f in fields(stage.DataArguments)}
+            keys |= {f.name: getattr(args, f.name) for f in fields(stage.DataArguments) if f.init}
             keys["reward_funcs"] = args.reward_funcs
         path = folder / f"{self.stage}.yaml"
         replace_text(path, yaml.safe_dump(keys | self.settings, allow_unicode=True, width=119))
