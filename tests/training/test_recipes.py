@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+from transformers import AutoTokenizer
 from trl import GRPOConfig, ModelConfig, SFTConfig
 
-from r1llama.cli import COMMANDS
+from r1llama.cli import COMMANDS, main
 from r1llama.training import recipe, stage
 from r1llama.training.checks import check_values
 from r1llama.training.grpo import GRPOArguments
@@ -45,11 +46,17 @@ def test_every_recipe_means_something_to_its_stage(path, size, monkeypatch):
     assert values["output_dir"].endswith("-smoke") == (size == "smoke")
 
 
-def test_smoke_runs_chain_and_read_nothing_that_is_not_here():
+@pytest.fixture(scope="module")
+def run():
+    """recipes/smoke/run.py"""
+    spec = importlib.util.spec_from_file_location("run", ROOT / "recipes" / "smoke" / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_smoke_runs_chain_and_read_nothing_that_is_not_here(run):
     """Each comes after those that it reads, and what is read lies in the repository or is another's output."""
-    path = ROOT / "recipes" / "smoke" / "run.py"
-    run = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location("run", path))
-    spec.loader.exec_module(run)
     recipes, made = run.find([]), []
     assert recipes.keys() == set(COMPLETE)
     for path in run.in_order(recipes):
@@ -59,6 +66,17 @@ def test_smoke_runs_chain_and_read_nothing_that_is_not_here():
                 assert is_made or (ROOT / value).exists(), (path, key, value)
         made.append(recipes[path]["output_dir"])
     assert len(made) == len(set(made))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", sorted({path.parent.name for path in COMPLETE}))
+def test_the_smoke_runs_of_a_folder(folder, run, tmp_path, monkeypatch):
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    monkeypatch.chdir(tmp_path)
+    recipes = run.find([folder])
+    for path in run.in_order(recipes):
+        assert main([path.stem.partition("_")[0], "--config", str(path), "--smoke"]) == 0
+        AutoTokenizer.from_pretrained(recipes[path]["output_dir"])
 
 
 @pytest.mark.parametrize("stem", ["sft", "grpo"])
