@@ -8,6 +8,7 @@ from itertools import islice
 
 import pytest
 from datasets import Dataset, IterableDataset
+from fsspec.compression import compr
 
 from r1llama.data.loading import DataError
 from r1llama.training.dataset import DataArguments, load_dataset
@@ -63,6 +64,13 @@ def test_gsm8k_is_recognised(tmp_path):
     }
     completion = both("demonstration", dataset_name=path)[0]["completion"]
     assert completion[0]["content"] == "<think>\n1+1=2\n</think>\n<answer>1002</answer>"
+
+
+def test_a_broken_solution_does_not_change_the_shape(tmp_path):
+    rows = [{"question": "q", "answer": f"#### {n}"} for n in range(3)]
+    path = write_jsonl(tmp_path / "a.jsonl", [*rows, {"question": "q", "answer": "4"}])
+    with pytest.raises(RecipeError, match=r"a\.jsonl:4: `task: gsm8k`: no `####` line"):
+        load("problem", dataset_name=path)
 
 
 def test_an_edited_file_is_read_anew(tmp_path):
@@ -172,6 +180,23 @@ def test_a_stream_continues_exactly(keys, weights, tmp_path, monkeypatch):
         assert before + list(again) == rows
 
 
+@pytest.mark.parametrize("name", ["files", "files/a.parquet", "saved"])
+def test_a_stream_of_several_files_continues_exactly(name, tmp_path):
+    rows = Dataset.from_list([{"conversations": [{"content": f"q {n}"}, {"content": "a"}]} for n in range(40)])
+    rows.save_to_disk(tmp_path / "saved", num_shards=3)
+    (tmp_path / "files").mkdir()
+    rows.to_parquet(tmp_path / "files" / "a.parquet")
+    rows.to_parquet(tmp_path / "files" / "b.parquet")
+    keys = {"kind": "demonstration", "dataset_name": tmp_path / name}
+    rows = both(**keys)
+    for place in (1, 13, 39):
+        stream = load(dataset_streaming=True, **keys)
+        before = list(islice(stream, place))
+        again = load(dataset_streaming=True, **keys)
+        again.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+        assert before + list(again) == rows
+
+
 def test_cleaning_is_for_training_rows_and_counted(tmp_path, caplog):
     problems = tmp_path / "problems"
     problems.mkdir()
@@ -213,6 +238,13 @@ def test_cleaning_is_for_training_rows_and_counted(tmp_path, caplog):
 def test_refusals(keys, said):
     with pytest.raises(RecipeError, match=said):
         load(**keys)
+
+
+@pytest.mark.skipif("zstd" in compr, reason="zstandard is installed")
+def test_a_compression_without_its_package(tmp_path):
+    (tmp_path / "a.jsonl.zst").write_bytes(b"(\xb5/\xfd")
+    with pytest.raises(RecipeError, match="pip install zstandard"):
+        load(dataset_name=tmp_path / "a.jsonl.zst")
 
 
 def test_rows_that_are_nothing(tmp_path):

@@ -28,6 +28,7 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from datasets.fingerprint import Hasher
+from fsspec.compression import compr
 
 from r1llama.data import lines
 from r1llama.data.lines import SUFFIXES, RowError, read_rows
@@ -146,6 +147,9 @@ def _line_files(name, path: Path, config, data_files, split: str) -> dict[str, l
         builder = load_dataset_builder(str(path), name=config, data_files=data_files)
         found = {str(key): list(files) for key, files in builder.config.data_files.items()}
         reader = "lines" if type(builder).__name__.startswith(("Json", "Text")) else "parquet"
+    packed = [file for files in found.values() for file in files if file.endswith(".zst")]
+    if reader == "lines" and packed and "zstd" not in compr:
+        raise DataError(f"{packed[0]}: reading .zst needs a package: `pip install zstandard`")
     names = [part.partition("[")[0] for part in split.split("+")]
     for missing in set(names) - found.keys():
         raise SplitError(f"{name} has no split `{missing}`: it has {', '.join(sorted(found))}")

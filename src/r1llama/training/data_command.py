@@ -88,7 +88,10 @@ def _tokenizer(args, model_args, values: dict):
     where = args.tokenizer or values.get("tokenizer_name")
     if not where and not model_args.model_name_or_path:
         raise RecipeError("the recipe names no tokenizer: set --tokenizer")
-    return stage.load_tokenizer(model_args, None, False, where)
+    try:
+        return stage.load_tokenizer(model_args, None, False, where)
+    except RecipeError as error:
+        raise RecipeError(f"{error} (--tokenizer names another)") from error
 
 
 def _show_rows(keys, count: int) -> None:

@@ -207,7 +207,8 @@ def _load(args: DataArguments, source: Source, kind: str):
     def prepare(first_rows: list[dict]):
         if named_task:
             return named_task
-        if kind != "text" and all("question" in row and "####" in str(row.get("answer")) for row in first_rows):
+        solved = sum("question" in row and "####" in str(row.get("answer")) for row in first_rows)
+        if kind != "text" and 2 * solved > len(first_rows):
             log.info("%s: rows of GSM8K, read with `task: gsm8k`", source.path)
             return TaskRows("gsm8k", kind, source.system_prompt)
         columns = {name: None for row in first_rows for name in row}
