@@ -1,6 +1,8 @@
 """Nothing is lost: what a checkpoint, a run and an output directory survive. `benchmarks/faults` does it by chance."""
 
+import builtins
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -343,6 +345,27 @@ def test_a_disk_too_small_for_a_model_from_scratch(cut, monkeypatch):
     monkeypatch.setattr(stage, "get_model_param_count", lambda model, trainable_only: 10**15)
     with pytest.raises(RecipeError, match="take about 15258789062: free some"):
         sft.main(cut[1])
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", "all_results.json", "metrics.jsonl"])
+def test_a_disk_that_fills_up_for_a_record(name, cut, whole, monkeypatch):
+    """The records beside the model, too, end the run with one message and are whole in the next."""
+    out, words = cut
+    opened = open
+
+    def full(path, mode="r", *args, **kwargs):
+        if Path(path).parent == out and Path(path).name.startswith(name) and mode in ("w", "a"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return opened(path, mode, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "open", full)
+        with pytest.raises(RunStopped, match=r"(training|the end of the run): no space for it .* is whole"):
+            sft.main(words)
+    assert not (out / "all_results.json").exists()
+    sft.main(words)
+    assert_same_weights(whole[0], out)
+    assert json.loads((out / "all_results.json").read_text())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

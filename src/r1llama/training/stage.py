@@ -33,7 +33,7 @@ from r1llama.training.dataset import DataArguments, load_dataset, sources_of  # 
 from r1llama.training.durable import DurableTrainer
 from r1llama.training.optimizers import Muon, param_groups
 from r1llama.training.recipe import RecipeError
-from r1llama.training.stopping import RunStopped, StopSignals
+from r1llama.training.stopping import RunStopped, StopSignals, disk_watched
 
 log = logging.getLogger("r1llama")
 
@@ -320,7 +320,7 @@ def train(trainer, args: StageArguments, stage: str, resume_from: str | None) ->
     trainer.get_decay_parameter_names = lambda model: [
         name for name in decayed(model) if not name.endswith(("enorm.weight", "hnorm.weight"))
     ]
-    with StopSignals() as signals:
+    with disk_watched(output_dir, "training"), StopSignals() as signals:
         trainer.add_callback(signals)
         metrics = trainer.train(resume_from_checkpoint=resume_from).metrics
     step, last = trainer.state.global_step, trainer.state.max_steps
@@ -332,14 +332,15 @@ def train(trainer, args: StageArguments, stage: str, resume_from: str | None) ->
         )
     if step == began:
         del metrics["train_loss"]  # a mean over no steps
-    if training_args.eval_strategy != "no":
-        metrics |= trainer.evaluate()
-    save(trainer, args, stage)
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
-    trainer.save_state()
-    if trainer.is_world_process_zero():  # last: it says that all the rest is there
-        replace_text(output_dir / "all_results.json", json.dumps(metrics, indent=4, sort_keys=True))
+    with disk_watched(output_dir, "the end of the run"):
+        if training_args.eval_strategy != "no":
+            metrics |= trainer.evaluate()
+        save(trainer, args, stage)
+        if training_args.push_to_hub:
+            trainer.push_to_hub()
+        trainer.save_state()
+        if trainer.is_world_process_zero():  # last: it says that all the rest is there
+            replace_text(output_dir / "all_results.json", json.dumps(metrics, indent=4, sort_keys=True))
     log.info("done: %s", output_dir)
     trainer.accelerator.end_training()
     return metrics
@@ -372,7 +373,8 @@ def run(main) -> None:
     try:
         main(sys.argv[1:])
     except RunStopped as error:
-        print(f"r1llama: {error}", file=sys.stderr)
+        if error.status < 128 or os.environ.get("RANK", "0") == "0":  # a signal stops all: one process says it
+            print(f"r1llama: {error}", file=sys.stderr)
         sys.exit(error.status)
     except (RecipeError, DataError) as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":

@@ -88,9 +88,11 @@ class StopSignals(TrainerCallback):
 
 @contextlib.contextmanager
 def disk_watched(output_dir: Path, doing: str):
-    """Turn what a full disk does to a save into one message, and clear the unfinished save away."""
+    """Turn what a full disk does into one message, and clear an unfinished save away."""
     try:
         yield
+    except RunStopped:
+        raise  # by a save within this one
     except Exception as error:
         if not _is_disk(error):
             raise
