@@ -153,9 +153,8 @@ def test_the_loss_of_a_block_is_that_of_its_pieces(recipe, tmp_path, tokenizer):
     assert "eval_perplexity" in (tmp_path / "1" / "metrics.jsonl").read_text()
 
 
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_resumed_equals_uninterrupted(recipe, tmp_path, shuffle):
-    recipe |= {"shuffle_dataset": shuffle, "save_steps": 2, "gradient_accumulation_steps": 2, "max_steps": 8}
+def test_resumed_equals_uninterrupted(recipe, tmp_path):
+    recipe |= {"shuffle_dataset": True, "save_steps": 2, "gradient_accumulation_steps": 2, "max_steps": 8}
     pretrain.main(argv(recipe, tmp_path / "r.yaml"))
     interrupt(tmp_path / "out", tmp_path / "again", 4)
     pretrain.main(argv(recipe, tmp_path / "r.yaml", output_dir=str(tmp_path / "again")))
@@ -166,7 +165,6 @@ def test_resumed_equals_uninterrupted(recipe, tmp_path, shuffle):
 
 
 SOURCES = {
-    "stream": {},
     "shuffled stream": {"shuffle_dataset": True, "shuffle_window": 9},
     "mixture, read by a worker": {"mixed": True, "shuffle_dataset": True, "dataloader_num_workers": 1},
 }

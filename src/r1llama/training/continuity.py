@@ -16,6 +16,7 @@ log = logging.getLogger("r1llama")
 # The checkpoint's tensors would not fit, or would mean something else.
 OTHER_MODEL = {
     "config_name",
+    "rope_parameters",
     "dtype",
     "use_peft",
     "use_rslora",

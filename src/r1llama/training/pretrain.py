@@ -8,6 +8,9 @@ known size is packed once, before training; with `dataset_streaming: true` docum
 and `max_steps` says when to end. A stream has its place in each checkpoint (`stream.json`), so that a resumed run sees
 the documents that the uninterrupted one would have seen, on any number of processes.
 
+For perplexity, hold documents out: `eval_strategy: steps` with a split of their own (`dataset_test_split`), or a part
+of the only one (`dataset_train_split: train[1%:]`, `dataset_test_split: train[:1%]`).
+
     BlockTrainer  SFTTrainer on blocks
     main          the stage
 """
