@@ -32,7 +32,7 @@ from r1llama.tasks.arithmetic import make_problems, worked_completion
 RECIPES = Path(__file__).parent.parent / "recipes" / "pipeline"
 STAGES = ["tokenizer", "pretrain", "sft", "sft_long", "distill", "grpo"]
 DATA = Path("runs/pipeline/data")
-PARAGRAPHS, CHAINS, ANSWERS, CONVERSATIONS, TURNS, TRACES, PROBLEMS = 1_500, 16_000, 2_400, 300, 8, 800, 2_400
+PARAGRAPHS, CHAINS, ANSWERS, CONVERSATIONS, TURNS, TRACES, PROBLEMS = 1_500, 16_000, 2_400, 300, 8, 2_400, 1_600
 TEST_PROBLEMS, TEST_PARAGRAPHS, MAX_NEW_TOKENS = 500, 200, 48
 
 

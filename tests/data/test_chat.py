@@ -71,7 +71,7 @@ def render(tokenizer, messages, switch, **keywords):
 @every_template
 @every_switch
 @given(turns=turns, system=text)
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_each_prompt_is_a_prefix_of_the_training_text_and_the_mask_is_the_rest_of_the_turn(
     name, switch, turns, system
 ):

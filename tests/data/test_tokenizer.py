@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -51,6 +51,7 @@ def test_padding_is_neither_end_nor_unknown(tokenizer):
 
 
 @given(st.text())
+@settings(deadline=None)
 def test_any_text_there_and_back(text):
     for tokenizer in (BYTES, MERGED):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
