@@ -4,19 +4,27 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from transformers import AutoTokenizer
 from trl import GRPOConfig, ModelConfig, SFTConfig
 
 from r1llama.cli import COMMANDS, main
-from r1llama.training import recipe, stage
+from r1llama.training import improve, recipe, stage
 from r1llama.training.checks import check_values
 from r1llama.training.grpo import GRPOArguments
+from r1llama.training.sampling import Sampling
+from r1llama.training.verifier import VerifierArguments, VerifierConfig
 
 from .conftest import argv
 
 ROOT = Path(__file__).parents[2]
-KINDS = {"sft": (stage.StageArguments, SFTConfig, ModelConfig), "grpo": (GRPOArguments, GRPOConfig, ModelConfig)}
+KINDS = {
+    "sft": (stage.StageArguments, SFTConfig, ModelConfig),
+    "grpo": (GRPOArguments, GRPOConfig, ModelConfig),
+    "improve": (improve.ImproveArguments,),
+    "verifier": (VerifierArguments, VerifierConfig, ModelConfig),
+}
 RECIPES = [path for path in sorted(ROOT.glob("recipes/*/*.yaml")) if path.parent.name != "accelerate"]
 COMPLETE = [path for path in RECIPES if "output_dir:" in path.read_text(encoding="utf-8")]  # examples complete others
 
@@ -79,11 +87,16 @@ def test_the_smoke_runs_of_a_folder(folder, run, tmp_path, monkeypatch):
         AutoTokenizer.from_pretrained(recipes[path]["output_dir"])
 
 
-@pytest.mark.parametrize("stem", ["sft", "grpo"])
+@pytest.mark.parametrize("stem", KINDS)
 def test_the_quickstart_is_its_examples_to_complete(stem, tmp_path):
     path = ROOT / "recipes" / "quickstart" / f"{stem}.yaml"
     named = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", str(tmp_path)]
-    recipe.read(KINDS[stem], ["--config", str(path), *named], check_values)
+    check = () if stem == "improve" else (check_values,)
+    *_, values = recipe.read(KINDS[stem], ["--config", str(path), *named], *check)
+    if stem == "improve":
+        (tmp_path / "sft.yaml").write_text(yaml.safe_dump(values["sft"]), encoding="utf-8")
+        recipe.read(KINDS["sft"], ["--config", str(tmp_path / "sft.yaml"), *named], check_values)
+        recipe.nested(Sampling, values["sampling"], "sampling")
 
 
 @pytest.mark.parametrize("path", [ROOT / "zero3.yaml", *sorted(ROOT.glob("recipes/accelerate/*.yaml"))], ids=name)
