@@ -8,7 +8,9 @@ from itertools import islice
 
 import pytest
 from datasets import Dataset, IterableDataset
+from datasets.distributed import split_dataset_by_node
 from fsspec.compression import compr
+from torch.utils.data import DataLoader
 
 from r1llama.data.loading import DataError
 from r1llama.training.dataset import DataArguments, load_dataset
@@ -195,6 +197,18 @@ def test_a_stream_of_several_files_continues_exactly(name, tmp_path):
         again = load(dataset_streaming=True, **keys)
         again.load_state_dict(json.loads(json.dumps(stream.state_dict())))
         assert before + list(again) == rows
+
+
+@pytest.mark.parametrize("deduplicate", [False, True])
+def test_processes_and_workers_share_a_stream(deduplicate, tmp_path):
+    for name in "abcd":
+        texts(tmp_path, name, 5)
+    stream = load(dataset_name=tmp_path, dataset_streaming=True, deduplicate=deduplicate)
+    rows = sorted(row["text"] for row in stream)
+    assert len(rows) == 20
+    parts = [split_dataset_by_node(stream, rank, 2) for rank in range(2)]
+    assert sorted(row["text"] for part in parts for row in part) == rows
+    assert sorted(row["text"] for row in DataLoader(stream, batch_size=None, num_workers=2)) == rows
 
 
 def test_cleaning_is_for_training_rows_and_counted(tmp_path, caplog):

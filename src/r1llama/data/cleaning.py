@@ -83,7 +83,8 @@ def distinct(rows: Dataset | IterableDataset, columns: Iterable[str] = TEXTS) ->
 
 def _distinct_rows(rows: IterableDataset, columns: tuple[str, ...]) -> Iterator[dict]:
     is_new, repeated = Distinct(columns), 0
-    for row in rows:
+    for batch in rows.iter(batch_size=1):  # not `for row in rows`, of which a data loader's worker gets but a part
+        row = {name: values[0] for name, values in batch.items()}
         if is_new(row):
             yield row
         else:
