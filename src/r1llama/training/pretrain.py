@@ -53,8 +53,12 @@ STREAM_KEYS = (
     "on_error",
     "deduplicate",
     "decontaminate",
+    "dataset_text_field",
     "max_length",
+    "shuffle_dataset",
     "shuffle_window",
+    "seed",
+    "data_seed",
     "dataloader_num_workers",  # in a worker, datasets draws from a mixture in another order
 )
 
@@ -184,7 +188,6 @@ def main(argv: list[str]) -> dict[str, float]:
         seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
         seed = seed if training_args.shuffle_dataset else None
         keys = {name: values[name] for name in STREAM_KEYS}
-        keys["shuffle_dataset"] = seed
         stream = BlockStream(rows, tokenizer, length, training_args.dataset_text_field, args.shuffle_window, seed)
         log.info("schedule: %s", plan(training_args, training_args.max_steps))
     else:
