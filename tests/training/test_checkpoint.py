@@ -237,6 +237,17 @@ def test_a_recipe_that_cannot_continue_is_refused(key, cut):
     assert "`resume_from_checkpoint: false`" in str(refused.value)
 
 
+@pytest.mark.parametrize("change", ["other layers", "another size"])
+def test_the_weights_of_another_model_are_refused(change, cut, expert_dir, model_dir, tmp_path):
+    start = expert_dir
+    if change == "another size":
+        start = shutil.copytree(model_dir, tmp_path / "start", ignore=shutil.ignore_patterns("*.safetensors"))
+        config = json.loads((start / "config.json").read_text())
+        (start / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    with pytest.raises(RecipeError, match="the weights of another model"):
+        sft.main([*cut[1], "--model_name_or_path", str(start)])
+
+
 def test_a_changed_recipe_and_dataset_are_named(cut, whole, tmp_path, caplog):
     rows = [json.loads(line) for line in Path(whole[1]["dataset_name"]).read_text().splitlines()]
     data = write_jsonl(tmp_path / "more.jsonl", rows + rows[:4])

@@ -24,7 +24,7 @@ from r1llama.training.stopping import RunStopped, disk_watched, log, why_not_fin
 
 
 class DurableTrainer:
-    """For any `transformers.Trainer`, in front of it: `class MyTrainer(DurableTrainer, SFTTrainer)`.
+    """Put in front of any `transformers.Trainer`'s class by `DurableTrainer.adopt(trainer)`:
 
     - checkpoints and the final model are written aside, forced to disk and renamed (`r1llama.training.checkpoint`);
       every process writes its own part, one publishes the whole;
@@ -42,9 +42,8 @@ class DurableTrainer:
 
     @classmethod
     def adopt(cls, trainer, **about) -> None:
-        """Make a trainer that exists already durable."""
-        if not isinstance(trainer, cls):
-            trainer.__class__ = type(type(trainer).__name__, (cls, type(trainer)), {})
+        """Make a trainer durable, before it trains."""
+        trainer.__class__ = type(type(trainer).__name__, (cls, type(trainer)), {})
         trainer.about = about
         # Trainer's own rotation would run before the new checkpoint is complete, and its filter replaces a loss that
         # is not finite by the mean of the others.
@@ -119,6 +118,8 @@ class DurableTrainer:
         try:
             super()._load_from_checkpoint(checkpoint, model)
         except RuntimeError as error:
+            if "size mismatch" not in str(error):
+                raise
             raise RecipeError(f"{checkpoint} holds the weights of another model: {error}") from error
 
     def _issue_warnings_after_load(self, result):
