@@ -12,10 +12,10 @@ import pytest
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from r1llama.training import sft
+from r1llama.training import distill, sft
 from r1llama.training.checkpoint import newest_complete
 
-from .conftest import argv, assert_balanced, assert_same_weights, weights
+from .conftest import argv, assert_balanced, assert_same_weights, json_lines, weights, write_jsonl
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "accelerate"
@@ -148,3 +148,19 @@ def test_a_refusal_is_said_once(grpo_recipe, tmp_path):
     with pytest.raises(AssertionError) as failed:
         launch(CONFIGS / "ddp_cpu2.yaml", "grpo", words)
     assert str(failed.value).count("r1llama: a batch of 16 completions") == 1
+
+
+def test_weighted_tags_are_weighed_over_all_processes(sft_recipe, tmp_path):
+    """Rows of different lengths, with and without tags: two processes make the step of one with the whole batch."""
+    answers = ["<think>1+1</think><answer>2</answer>", "2", "<think>", "no tag, but many more words", "</answer>", "1"]
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": f"{i}=", "completion": a} for i, a in enumerate(answers)])
+    recipe = sft_recipe | {"dataset_name": str(rows), "tag_weights": {"<think>": 10.0, "</answer>": 3.0}}
+    recipe |= {"optim": "sgd", "learning_rate": 0.1, "max_steps": 3, "train_sampling_strategy": "sequential"}
+    alone, together = tmp_path / "alone", tmp_path / "out"
+    distill.main(argv(recipe, tmp_path / "r.yaml", output_dir=str(alone), per_device_train_batch_size=6))
+    words = argv(recipe, tmp_path / "r.yaml", per_device_train_batch_size=1, gradient_accumulation_steps=3)
+    launch(CONFIGS / "ddp_cpu2.yaml", "distill", words)
+    assert_same_weights(alone, together, rtol=1e-4, atol=1e-6)
+    one, two = (json_lines(folder / "metrics.jsonl")[0] for folder in (alone, together))
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+    assert one["tag_emission"] == pytest.approx(two["tag_emission"])
