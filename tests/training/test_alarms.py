@@ -61,9 +61,10 @@ def test_length_that_pays_instead_of_answers_is_told():
 
 
 def test_no_reward_at_all_is_no_alarm_of_the_others():
-    """A base model that never answers yet: stuck is told, and nothing is made of noise."""
+    """A base model that never answers yet: stuck is told, but not of the punishment that nothing earns."""
     logs = [
         {"step": i, "reward": 0.0, "rewards/a/mean": 0.0, "rewards/a/std": 0.0, "entropy": 2.0, "flat_groups": 1.0}
+        | {"rewards/soft_overlong_punishment_reward/mean": 0.0, "rewards/soft_overlong_punishment_reward/std": 0.0}
         | {"completions/mean_length": 40.0, "completions/clipped_ratio": 0.1}
         for i in range(1, 30)
     ]

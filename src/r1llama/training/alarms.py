@@ -2,7 +2,7 @@
 
 | alarm | raised when, over the newest logs | quiet, since |
 |---|---|---|
-| stuck | a reward has the same value for all completions | above 0, it may be solved: information |
+| stuck | a reward has the same value for all completions | above 0, it may be solved; a punishment at 0 is fine |
 | collapse | the first reward, or every one, fell below half of its best | a noisy fall is within its error |
 | length | completions grew by half, and the first reward did not | reasoning that pays may take its length |
 | entropy | it fell below a tenth, most groups are flat, the task is not solved | what is solved may be certain |
@@ -98,7 +98,10 @@ class History:
         return self.now("flat_groups").mean
 
     def is_stuck(self, key: str) -> bool:
+        """A punishment that nothing earns is as it should be."""
         means = [entry.get(key) for entry in self.recent]
+        if _punishes(key) and not any(means):
+            return False
         if any(mean is None for mean in means):
             return all(mean is None for mean in means)
         spread = [entry.get(key.removesuffix("mean") + "std") for entry in self.recent]
@@ -151,7 +154,8 @@ def entropy(history: History) -> str | None:
 
 
 def flat(history: History) -> str | None:
-    if not history.flat >= 0.9 or history.is_solved or all(history.is_stuck(key) for key in history.rewards):
+    paid = [key for key in history.rewards if not _punishes(key)]
+    if not history.flat >= 0.9 or history.is_solved or all(history.is_stuck(key) for key in paid):
         return None
     return (
         f"{history.flat:.0%} of the groups have equal rewards, and no advantage, at {_name(history.right)} "
@@ -181,6 +185,10 @@ def truncation(history: History) -> str | None:
         f"{share:.0%} of the completions reach `max_completion_length`: raise it, shorten the task, or set "
         "`soft_punish_cache`"
     )
+
+
+def _punishes(key: str) -> bool:
+    return "punish" in key or "penalty" in key
 
 
 def _name(key: str) -> str:
