@@ -76,6 +76,9 @@ def test_a_finished_one_is_left_alone_and_another_recipe_refused(tokenizer_recip
     with pytest.raises(RecipeError, match=r"trained with `vocab_size: 300`, not 320.*name another directory"):
         tokenizer_stage.main(argv(tokenizer_recipe, tmp_path / "r.yaml", vocab_size=320))
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").iterdir()} == before
+    recipe = tmp_path / "out" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("on_error: stop\n", ""))  # as from a version without that key
+    assert tokenizer_stage.main(argv(tokenizer_recipe, tmp_path / "r.yaml")) == metrics
 
 
 def test_an_interrupted_run_leaves_nothing_that_looks_finished(tokenizer_recipe, tmp_path, monkeypatch):

@@ -111,9 +111,10 @@ def _finished(output_dir: Path, values: dict) -> dict[str, float] | None:
             f"`output_dir: {output_dir}` is not empty, and holds no tokenizer of this stage: name another"
         )
     before = yaml.safe_load((output_dir / "recipe.yaml").read_text(encoding="utf-8"))
-    for key in sorted(key for key in values if key != "output_dir" and before.get(key) != values[key]):
+    # A key that it does not know is younger than this tokenizer
+    for key in sorted(key for key in values.keys() & before if key != "output_dir" and before[key] != values[key]):
         raise RecipeError(
-            f"`output_dir: {output_dir}` holds a tokenizer trained with `{key}: {before.get(key)}`, not "
+            f"`output_dir: {output_dir}` holds a tokenizer trained with `{key}: {before[key]}`, not "
             f"{values[key]}, and models may depend on it: name another directory, or delete this one"
         )
     stage.log.info("%s is finished: nothing to do; delete it to start over", output_dir)
