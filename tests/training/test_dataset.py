@@ -7,15 +7,17 @@ from collections import Counter
 from itertools import islice
 
 import pytest
+import yaml
 from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
 from fsspec.compression import compr
 from torch.utils.data import DataLoader
 
 from r1llama.data.loading import DataError
+from r1llama.training import sft
 from r1llama.training.dataset import DataArguments, load_dataset
 from r1llama.training.recipe import RecipeError
-from tests.training.conftest import write_jsonl
+from tests.training.conftest import argv, assert_same_weights, write_jsonl
 
 KINDS = ("demonstration", "problem")
 
@@ -275,3 +277,20 @@ def test_rows_that_are_nothing(tmp_path):
         load(dataset_name=path, split="train[:1]", dataset_streaming=True)
     with pytest.raises(RecipeError, match="no entry of `datasets` has a `test_split`"):
         load(datasets=[{"path": str(path)}], split="test")
+
+
+def test_a_mixture_in_a_recipe(sft_recipe, demonstrations, tmp_path):
+    del sft_recipe["dataset_name"]
+    other = write_jsonl(tmp_path / "other.jsonl", [{"input": f"{n}=", "target": str(n)} for n in range(9)])
+    sources = [
+        {"path": str(demonstrations), "weight": 2, "test_split": "train[:2]"},
+        {"path": str(other), "weight": 1},
+    ]
+    changes = {"datasets": sources, "deduplicate": True, "max_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    sft.main(argv(sft_recipe, tmp_path / "sft.yaml", **changes))
+    saved = tmp_path / "out" / "recipe.yaml"
+    assert yaml.safe_load(saved.read_text())["datasets"] == sources
+    sft.main(["--config", str(saved), "--output_dir", str(tmp_path / "again")])
+    assert_same_weights(tmp_path / "out", tmp_path / "again")
+    with pytest.raises(RecipeError, match=r"unknown key `deduplicat`\. Did you mean `deduplicate`"):
+        sft.main(argv(sft_recipe, tmp_path / "sft.yaml", deduplicat=True))

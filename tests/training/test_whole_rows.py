@@ -1,12 +1,13 @@
 """Rows that are too long: left out, refused or cut, in the open."""
 
 import logging
+import shutil
 
 import pytest
 
 from r1llama.training import sft
 from r1llama.training.recipe import RecipeError
-from tests.training.conftest import argv, json_lines, write_jsonl
+from tests.training.conftest import argv, assert_same_weights, json_lines, write_jsonl
 
 # Byte tokens, and EOS: 4, 21, 4 and 31 of them
 ROWS = [{"prompt": "1", "completion": "2" * count} for count in (2, 19, 2, 29)]
@@ -66,3 +67,22 @@ def test_none_left(streaming, run):
 def test_an_unknown_policy(run):
     with pytest.raises(RecipeError, match="`overlong: cut` must be one of drop, stop, truncate"):
         run(overlong="cut")
+
+
+def test_a_stream_with_rows_left_out_resumes_exactly(sft_recipe, tmp_path):
+    rows = [{"prompt": str(n), "completion": "2" * (n % 5 * 5 + 1)} for n in range(24)]
+    changes = {
+        "dataset_name": str(write_jsonl(tmp_path / "rows.jsonl", [*rows, *rows])),
+        "dataset_streaming": True,
+        "deduplicate": True,
+        "max_length": 20,
+        "per_device_train_batch_size": 2,
+        "save_steps": 3,
+        "max_steps": 12,  # 20 rows fit, so it ends in the second epoch
+    }
+    words = argv(sft_recipe, tmp_path / "sft.yaml", **changes)
+    sft.main(words)
+    for step in (3, 9):
+        shutil.copytree(tmp_path / "out" / f"checkpoint-{step}", tmp_path / f"from-{step}" / f"checkpoint-{step}")
+        sft.main([*words, "--output_dir", str(tmp_path / f"from-{step}")])
+        assert_same_weights(tmp_path / "out", tmp_path / f"from-{step}")

@@ -236,7 +236,7 @@ def _mixed(parts: list, weights: list[float | None] | None, names: list[str], se
         return parts[0]
     for name, part in zip(names, parts, strict=True):
         for column in ("prompt", "completion", "messages", "text", "input_ids"):
-            here, there = (p.features.get(column) for p in (part, parts[0]))
+            here, there = ((p.features or {}).get(column) for p in (part, parts[0]))
             if here != there:
                 raise RecipeError(
                     f"`datasets` mixes shapes: {names[0]} gives {_described(parts[0])}, {name} gives "
