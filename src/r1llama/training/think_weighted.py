@@ -63,16 +63,18 @@ class TagSpans:
         self.spelled = [
             text if tag[0] in " ▁Ġ" else text.lstrip("▁Ġ") for tag, text in zip(tags, spelled, strict=True)
         ]
-        heads = tuple({spelled[:n] for spelled in self.spelled for n in range(1, len(spelled) + 1)})
-        self.may_begin = np.array(
-            [piece.endswith(heads) or any(tag in piece for tag in self.spelled) for piece in self.pieces]
-        )
+        heads = tuple({tag[:n] for tag in self.spelled for n in range(1, len(tag))})
+        inner = {letter for tag in self.spelled for letter in tag[1:]}
+        self.holds = np.array([any(tag in piece for tag in self.spelled) for piece in self.pieces])
+        self.may_begin = np.array([piece.endswith(heads) for piece in self.pieces])
+        self.may_follow = np.array([piece[:1] in inner for piece in self.pieces])
         self.longest = max(map(len, self.spelled))
 
     def find(self, ids: np.ndarray) -> list[tuple[int, int, int]]:
         """`(start, stop, tag)` of every span in one document, as half-open token ranges and indices of `tags`."""
-        spans = []
-        for start in np.flatnonzero(self.may_begin[ids]):
+        spans, begins = [], self.holds[ids]
+        begins[:-1] |= self.may_begin[ids[:-1]] & self.may_follow[ids[1:]]
+        for start in np.flatnonzero(begins):
             window = [self.pieces[i] for i in ids[start : start + self.longest]]
             text, ends = "".join(window), list(accumulate(map(len, window)))
             for tag, spelled in enumerate(self.spelled):
