@@ -4,6 +4,7 @@
     r1llama sft --config recipe.yaml [--smoke] [--key value ...]
     r1llama distill --config recipe.yaml [--smoke] [--key value ...]
     r1llama grpo --config recipe.yaml [--smoke] [--key value ...]
+    r1llama pass-rate --config grpo.yaml --output_file rated.jsonl
     r1llama evaluate ...
     r1llama data inspect FILE | --config recipe.yaml
     r1llama inspect MODEL

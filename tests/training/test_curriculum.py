@@ -81,3 +81,9 @@ def test_bands_without_problems_are_refused(changes, message, grpo_recipe, rated
 def test_a_dataset_without_pass_rates_is_refused(grpo_recipe, tmp_path):
     with pytest.raises(RecipeError, match=r"r1llama pass-rate --config RECIPE"):
         grpo.main(argv(grpo_recipe, tmp_path / "r.yaml", easy_first=True))
+
+
+def test_a_model_without_weights_has_no_pass_rates(grpo_recipe, expert_dir, tmp_path):
+    words = argv(grpo_recipe, tmp_path / "r.yaml", model_name_or_path=str(expert_dir))
+    with pytest.raises(RecipeError, match="holds no weights: nothing to rate"):
+        pass_rate.main([*words, "--output_file", str(tmp_path / "rated.jsonl")])

@@ -46,6 +46,8 @@ def main(argv: list[str]) -> None:
     if not args.output_file:
         raise RecipeError("`output_file` is missing: set it with --output_file rated.jsonl")
     stage.set_up()
+    if not stage.has_weights(Path(model_args.model_name_or_path)):
+        raise RecipeError(f"`model_name_or_path: {model_args.model_name_or_path}` holds no weights: nothing to rate")
     config = stage.load_config(model_args, training_args.trust_remote_code)
     tokenizer = stage.load_tokenizer(model_args, config, training_args.trust_remote_code)
     problems = stage.load_dataset(args, args.dataset_train_split, "problem")

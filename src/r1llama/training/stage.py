@@ -178,6 +178,12 @@ def set_chat_template(training_args, tokenizer) -> None:
             ) from error
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a model directory holds more than a config; what is no directory (a hub id) does."""
+    patterns = ["*.safetensors", "pytorch_model*.bin", "adapter_config.json"]
+    return not folder.is_dir() or any(next(folder.glob(pattern), None) for pattern in patterns)
+
+
 def load_model(model_args, training_args, config, changed: bool = False):
     """What to hand to the trainer: a name that it loads itself, or, for a directory that holds a config but no
     weights, a model initialised from the seed. Fills in `training_args.model_init_kwargs`; with `changed`, `config`
@@ -187,8 +193,7 @@ def load_model(model_args, training_args, config, changed: bool = False):
             "`dtype: bfloat16`: updates below 1/256 of a weight are lost; `dtype: float32` with `bf16` keeps them"
         )
     folder = Path(model_args.model_name_or_path)
-    weights = ["*.safetensors", "pytorch_model*.bin", "adapter_config.json"]
-    if not folder.is_dir() or any(next(folder.glob(pattern), None) for pattern in weights):
+    if has_weights(folder):
         training_args.model_init_kwargs = {
             "revision": model_args.model_revision,
             "attn_implementation": model_args.attn_implementation,
