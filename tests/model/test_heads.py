@@ -1,5 +1,9 @@
 """The classification heads, and what TRL's trainers ask of the backbone."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -22,6 +26,20 @@ def test_classification_ignores_padding_and_trains(head):
     labels = torch.zeros(alone.shape[:-1], dtype=torch.long, device=ids.device)
     model(ids, labels=labels).loss.backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.slow
+def test_a_verifier_loads_where_r1llama_is_not_installed(tmp_path):
+    R1LlamaForSequenceClassification(tiny_config(**SWITCHES, num_labels=1)).save_pretrained(tmp_path / "verifier")
+    script = (
+        "import sys; sys.modules['r1llama'] = None\n"
+        "from transformers import AutoModelForSequenceClassification as Auto\n"
+        f"model = Auto.from_pretrained({str(tmp_path / 'verifier')!r}, trust_remote_code=True)\n"
+        "print(model.score.weight.sum().item())"
+    )
+    env = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
+    assert ended.returncode == 0, ended.stderr[-2000:]
 
 
 def test_trl_fused_head_gives_the_loss_of_forward():

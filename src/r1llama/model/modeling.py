@@ -380,11 +380,20 @@ class R1LlamaForCausalLM(R1LlamaPreTrainedModel, LlamaForCausalLM):
         return outputs
 
 
-class R1LlamaForSequenceClassification(GenericForSequenceClassification, R1LlamaPreTrainedModel):
+class _KnowsItsConfig:
+    """The heads make their backbone by `AutoModel`. Where this file is loaded from a checkpoint, the config may be of
+    another copy of its class than the one registered below."""
+
+    def __init__(self, config):
+        AutoModel.register(type(config), R1LlamaModel, exist_ok=True)
+        super().__init__(config)
+
+
+class R1LlamaForSequenceClassification(_KnowsItsConfig, GenericForSequenceClassification, R1LlamaPreTrainedModel):
     pass
 
 
-class R1LlamaForTokenClassification(GenericForTokenClassification, R1LlamaPreTrainedModel):
+class R1LlamaForTokenClassification(_KnowsItsConfig, GenericForTokenClassification, R1LlamaPreTrainedModel):
     pass
 
 

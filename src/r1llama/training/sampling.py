@@ -5,7 +5,7 @@
 
 A line is a problem's row, its `completion` (text, or one assistant message after a chat prompt), one column for each
 reward under the name that GRPO's tables give it, `tokens` and `truncated`. Each batch draws from a seed of its own, so
-that where a run was interrupted, and on how many processes it runs, changes no completion.
+that where a run was interrupted changes no completion.
 
 - `Sampling`: how to sample; a mapping inside a recipe
 - `sample`: writes the lines
