@@ -23,6 +23,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
+from tqdm import tqdm
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.models.llama import modeling_llama  # noqa: F401  (imported once, before the forks)
 
@@ -191,6 +193,7 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     get_checkpoint_conversion_mapping("llama")  # a table, made once
+    tqdm.set_lock(threading.RLock())  # its own lock is one for all forks, and a killed one never gives it back
     gc.freeze()  # the forks' garbage collection need not walk through all that was imported
     rows = []
     with tempfile.TemporaryDirectory(prefix="r1llama-faults-") as name:
