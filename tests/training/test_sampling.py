@@ -1,6 +1,7 @@
 """Sampled completions: the same whatever happens, and only sound ones are learnt from."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from r1llama.training.sampling import Sampling, load_model, main, read_lines, sa
 
 from .conftest import byte_tokenizer, json_lines
 from .rewards import letter_share
+from .test_processes import CONFIGS, launch
 
 PROBLEMS = [{"prompt": f"{a}+{b}=", "solution": str(a + b)} for a in range(3) for b in range(3)]
 HOW = Sampling(num_generations=3, max_completion_length=8, batch_size=4)  # 27 completions in 7 batches
@@ -169,6 +171,19 @@ def test_command(ending_dir, problems, tmp_path, capsys):
     assert load_rows(str(tmp_path)).num_rows == printed["kept"]  # beside nothing else
     with pytest.raises(RecipeError, match=r"was begun with `temperature: 1.0`, not 0\.5"):
         main([*words, "--keep", "right", "--temperature", "0.5"])
+
+
+@pytest.mark.slow
+def test_the_number_of_processes_changes_nothing(ending_dir, problems, tmp_path):
+    """One process begins, two go on."""
+    words = ["--model", str(ending_dir), "--data", str(problems), "--rewards", "tests.training.rewards.letter_share"]
+    words += ["--num-generations", "3", "--max-new-tokens", "8", "--batch-size", "5"]
+    main([*words, "--output", str(tmp_path / "one.jsonl")])
+    shutil.copy(tmp_path / ".one.settings.json", tmp_path / ".two.settings.json")
+    whole = (tmp_path / "one.jsonl").read_bytes()
+    (tmp_path / "two.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:7]))
+    launch(CONFIGS / "ddp_cpu2.yaml", "sampling", [*words, "--output", str(tmp_path / "two.jsonl")])
+    assert (tmp_path / "two.jsonl").read_bytes() == whole
 
 
 @pytest.mark.parametrize(

@@ -25,13 +25,13 @@ by the same problems that score it: its accuracy is a little flattered, so quote
 import gc
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import yaml
-from accelerate import PartialState
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, ModelConfig, SFTConfig
@@ -124,7 +124,7 @@ def main(argv: list[str]) -> dict:
     """
     args, values = recipe.read((ImproveArguments,), argv, _check)
     stage.set_up()
-    if PartialState().num_processes > 1:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise RecipeError("`improve` is one process that runs the stages: start it without a launcher")
     return Improvement(args, values).run()
 

@@ -5,7 +5,7 @@
 
 A line is a problem's row, its `completion` (text, or one assistant message after a chat prompt), one column for each
 reward under the name that GRPO's tables give it, `tokens` and `truncated`. Each batch draws from a seed of its own, so
-that where a run was interrupted changes no completion.
+that where a run was interrupted, and on how many processes it runs, changes no completion.
 
 - `Sampling`: how to sample; a mapping inside a recipe
 - `sample`: writes the lines
@@ -279,6 +279,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--keep", choices=["all", "right"], default="all", help="right: sound and different ones")
     parser.add_argument("--keep-per-problem", type=int, help="with `--keep right`: at most so many a problem")
     args = parser.parse_args(argv)
+    PartialState(cpu=not torch.accelerator.is_available())  # else CPU processes would not know of each other
     how = Sampling(
         num_generations=args.num_generations,
         temperature=args.temperature,
