@@ -144,5 +144,8 @@ def why_not_finite(model, what: str, args, step: int) -> str:
         cause = f"the loss is finite but its gradient overflows: lower `learning_rate: {args.learning_rate}`"
     saved = next((folder.name for _, folder in checkpoints(args.output_dir)), None)
     return f"step {step}: {what}. Nothing was saved after it. Likely cause: {cause}. " + (
-        f"{saved} is from before it: change the recipe and resume" if saved else "There is no checkpoint yet"
+        f"{saved} is from before it: resume from it, or start from its weights with another optimizer "
+        f"(`model_name_or_path: {Path(args.output_dir) / saved}` and another `output_dir`)"
+        if saved
+        else "There is no checkpoint yet"
     )
