@@ -18,7 +18,7 @@ import torch
 from r1llama.training import checkpoint, output_lock, sft, stage
 from r1llama.training.checkpoint import MARKER, newest_complete, publish, publish_model, why_incomplete
 from r1llama.training.recipe import RecipeError
-from r1llama.training.stopping import RunStopped
+from r1llama.training.stopping import RunStopped, StopSignals
 
 from .conftest import argv, assert_same_weights, json_lines, write_jsonl
 
@@ -379,7 +379,14 @@ def test_a_disk_that_fills_up_for_a_record(name, cut, whole, monkeypatch):
     assert json.loads((out / "all_results.json").read_text())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.fixture(params=[signal.SIGTERM, signal.SIGINT])
+def number(request):
+    """A signal that is not ignored, as SIGINT is where the tests run in a shell's background."""
+    before = signal.signal(request.param, signal.default_int_handler)
+    yield request.param
+    signal.signal(request.param, before)
+
+
 def test_a_signal_ends_the_run_with_a_checkpoint_that_continues(number, cut, whole, monkeypatch):
     out, words = cut
     step = sft.SFTTrainer.training_step
@@ -396,9 +403,17 @@ def test_a_signal_ends_the_run_with_a_checkpoint_that_continues(number, cut, who
     assert stopped.value.status == 128 + number
     assert newest_complete(out)[0].name == "checkpoint-3"
     assert not (out / "config.json").exists()
-    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    assert signal.getsignal(number) == signal.default_int_handler
     sft.main(words)
     assert_same_weights(whole[0], out)
+
+
+def test_an_ignored_signal_stays_ignored(number):
+    signal.signal(number, signal.SIG_IGN)
+    with StopSignals() as signals:
+        os.kill(os.getpid(), number)
+    assert signals.received is None
+    assert signal.getsignal(number) == signal.SIG_IGN
 
 
 def test_one_run_for_one_directory(tmp_path):

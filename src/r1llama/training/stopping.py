@@ -61,7 +61,9 @@ class StopSignals(TrainerCallback):
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if signal.getsignal(number) != signal.SIG_IGN:  # as shells start jobs in the background
+                    self.before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *error):
