@@ -21,6 +21,9 @@ R1LLAMA_TEST_DEVICE=$device $python -m pytest tests/model/test_compile.py -m slo
 echo "== the architecture against its peers"
 if [ "$device" = cuda ]; then
   $python -m benchmarks.architecture --device cuda --json benchmarks/architecture-cuda.json
+  echo "== the stages beside plain TRL"
+  $python -m benchmarks.training --device cuda --json benchmarks/training-cuda.json
 else
   $python -m benchmarks.architecture --quick
+  $python -m benchmarks.training --quick
 fi
