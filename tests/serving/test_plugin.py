@@ -1,0 +1,121 @@
+"""vLLM, with no more than the plugin, writes what transformers writes: the real engine on tiny models, fp32."""
+
+import logging
+import sys
+import types
+
+import pytest
+import torch
+
+from r1llama import serving
+
+from .conftest import generate, greedy, prompts, tiny_model
+
+FULL, LINEAR = "full_attention", "linear_attention"
+YARN = {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}
+LATENT = {"kv_lora_rank": 24, "q_lora_rank": 20, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 20}
+WIDE_LATENT = {"kv_lora_rank": 512, "qk_nope_head_dim": 32, "qk_rope_head_dim": 64, "v_head_dim": 24}
+EXPERTS = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+}
+GROUPS = {"n_group": 3, "topk_group": 2, "routed_scaling_factor": 2.5}
+WINDOW = {"linear_feature_map": "hedgehog", "linear_decay": True, "linear_window": 7}
+MODELS = {
+    "grouped": {},
+    "grouped-tied": {"tie_word_embeddings": True},
+    "grouped-yarn": YARN,
+    "latent": LATENT,
+    "latent-yarn": LATENT | YARN | {"q_lora_rank": None, "rope_interleave": True},
+    "wide-latent": WIDE_LATENT | {"q_lora_rank": 20},
+    "wide-latent-yarn": WIDE_LATENT | YARN,
+    "experts": EXPERTS,
+    "experts-groups": EXPERTS | GROUPS,
+    "experts-softmax": EXPERTS | {"scoring_func": "softmax", "norm_topk_prob": False, "n_shared_experts": 0},
+    "latent-experts-mtp": LATENT | EXPERTS | {"num_mtp_layers": 1},
+    "wide-latent-experts": WIDE_LATENT | EXPERTS,
+    "linear": {"layer_types": [LINEAR] * 3},
+    "linear-rope": {"layer_types": [LINEAR] * 3, "linear_use_rope": True},
+    "linear-window": {"layer_types": [LINEAR] * 3} | WINDOW,
+    "linear-experts": {"layer_types": [LINEAR] * 3} | EXPERTS,
+    "hybrid": {"layer_types": [FULL, LINEAR, LINEAR], "linear_feature_map": "relu", "linear_decay": True},
+    "hybrid-window-yarn": {"layer_types": [FULL, LINEAR, LINEAR]} | WINDOW | YARN,
+    "everything": LATENT | EXPERTS | YARN | {"layer_types": [LINEAR, FULL, LINEAR], "linear_use_rope": True},
+    "everything-wide": WIDE_LATENT | EXPERTS | {"layer_types": [LINEAR, FULL, LINEAR]},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_text_is_that_of_transformers(serve, name):
+    model = tiny_model(**MODELS[name])
+    engine = serve(model)
+    for prompt, (tokens, logprobs) in zip(prompts(), generate(engine, prompts()), strict=True):
+        expected_tokens, expected_logprobs = greedy(model, prompt)
+        assert tokens == expected_tokens
+        torch.testing.assert_close(logprobs, expected_logprobs, atol=1e-4, rtol=0)
+
+    config, settings = model.config, engine.llm_engine.vllm_config
+    has_latent_cache = name.startswith("wide-latent") or name == "everything-wide"
+    assert settings.model_config.use_mla == has_latent_cache
+    assert settings.scheduler_config.enable_chunked_prefill == (not has_latent_cache)  # vLLM's rule on a CPU
+    assert settings.cache_config.enable_prefix_caching == (not has_latent_cache and LINEAR not in config.layer_types)
+    runners = engine.apply_model(fused_experts)[0]
+    assert runners == (config.num_hidden_layers - config.first_k_dense_replace if config.num_experts else 0)
+
+
+def fused_experts(model):
+    from vllm.model_executor.layers.fused_moe import MoERunner
+
+    return sum(isinstance(module, MoERunner) for module in model.modules())
+
+
+def test_trainers_find_their_own_class(serve):
+    from transformers import AutoModel
+
+    from r1llama import R1LlamaModel
+
+    model = tiny_model()
+    serve(model)
+    assert type(AutoModel.from_config(model.config)) is R1LlamaModel
+    assert not hasattr(R1LlamaModel, "do_not_compile")
+
+
+@pytest.mark.parametrize(
+    ("switches", "arguments", "reason"),
+    [
+        (LATENT | {"qk_nope_head_dim": 6, "qk_rope_head_dim": 4}, {}, r"a head of 10 channels.*qk_nope_head_dim"),
+        ({"num_attention_heads": 4, "head_dim": 16}, {}, r"a head of 16 channels.*head_dim"),
+        (EXPERTS | {"hidden_act": "gelu"}, {}, "hidden_act"),
+        ({"layer_types": [LINEAR] * 3}, {"tensor_parallel_size": 2}, "one device"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_before_it_loads(serve, switches, arguments, reason):
+    with pytest.raises(ValueError, match=reason):
+        serve(tiny_model(**switches), **arguments)
+
+
+def test_other_heads_are_refused(serve):
+    from r1llama import R1LlamaForSequenceClassification
+
+    with pytest.raises(ValueError, match="vLLM serves R1LlamaForCausalLM; this is R1LlamaForSequenceClassification"):
+        serve(R1LlamaForSequenceClassification(tiny_model().config))
+
+
+@pytest.mark.parametrize("version", ["0.30.2", "0.32.0", "1.0.0+cpu", "dev"])
+def test_another_version_of_vllm_gets_one_line_and_nothing_else(monkeypatch, caplog, version):
+    monkeypatch.setitem(sys.modules, "vllm", types.SimpleNamespace(__version__=version))
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    serving.register()
+    (message,) = {record.message for record in caplog.records}
+    assert f"this is {version}, and r1llama models stay unknown" in message
+
+
+def test_without_vllm_one_line_says_what_to_install(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    serving.register()
+    (message,) = {record.message for record in caplog.records}
+    assert "install r1llama[vllm]" in message
