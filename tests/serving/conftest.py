@@ -88,12 +88,13 @@ def serve(tmp_path, monkeypatch):
     cleanup_dist_env_and_memory()
 
 
-def generate(engine, prompt_ids):
+def generate(engine, prompt_ids, **arguments):
     """The tokens that vLLM writes for each prompt, and their log-probabilities."""
     from vllm import SamplingParams
 
     parameters = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, logprobs=0, detokenize=False)
-    outputs = engine.generate([{"prompt_token_ids": ids} for ids in prompt_ids], parameters, use_tqdm=False)
+    inputs = [{"prompt_token_ids": ids} for ids in prompt_ids]
+    outputs = engine.generate(inputs, parameters, use_tqdm=False, **arguments)
     for output in (output.outputs[0] for output in outputs):
         tokens = list(output.token_ids)
         logprobs = [step[token].logprob for step, token in zip(output.logprobs, tokens, strict=True)]

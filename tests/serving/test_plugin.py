@@ -1,13 +1,16 @@
 """vLLM, with no more than the plugin, writes what transformers writes: the real engine on tiny models, fp32."""
 
+import json
 import logging
 import sys
 import types
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from r1llama import serving
+from r1llama.model import lora_targets
 
 from .conftest import generate, greedy, prompts, tiny_model
 
@@ -72,6 +75,38 @@ def fused_experts(model):
     return sum(isinstance(module, MoERunner) for module in model.modules())
 
 
+@pytest.mark.parametrize("name", ["latent", "hybrid"])
+def test_an_adapter_is_what_it_is_merged(serve, tmp_path, name):
+    from vllm.lora.request import LoRARequest
+
+    model = tiny_model(**MODELS[name])
+    engine = serve(model, enable_lora=True, max_lora_rank=8)
+    adapter = {}
+    targets = set(lora_targets(model.config)["target_modules"])
+    for path, layer in model.named_modules():
+        if path.split(".")[-1] in targets:
+            a, b = torch.randn(4, layer.in_features) * 0.1, torch.randn(layer.out_features, 4) * 0.1
+            layer.weight.data += 2 * b @ a
+            adapter |= {f"base_model.model.{path}.lora_A.weight": a, f"base_model.model.{path}.lora_B.weight": b}
+    save_file(adapter, tmp_path / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": sorted(targets), "bias": "none"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+
+    outputs = generate(engine, prompts(), lora_request=LoRARequest("adapter", 1, str(tmp_path)))
+    for prompt, (tokens, logprobs) in zip(prompts(), outputs, strict=True):
+        expected_tokens, expected_logprobs = greedy(model, prompt)
+        assert tokens == expected_tokens
+        torch.testing.assert_close(logprobs, expected_logprobs, atol=1e-4, rtol=0)
+
+
+def test_texts_that_do_not_fit_together_wait(serve):
+    """Little memory: vLLM drops texts midway and begins them again."""
+    model = tiny_model(**MODELS["everything"])
+    engine = serve(model, kv_cache_memory_bytes=300_000, block_size=32, max_num_seqs=16)
+    for prompt, (tokens, _) in zip(prompts(), generate(engine, prompts()), strict=True):
+        assert tokens == greedy(model, prompt)[0]
+
+
 def test_trainers_find_their_own_class(serve):
     from transformers import AutoModel
 
@@ -89,6 +124,7 @@ def test_trainers_find_their_own_class(serve):
         (LATENT | {"qk_nope_head_dim": 6, "qk_rope_head_dim": 4}, {}, r"a head of 10 channels.*qk_nope_head_dim"),
         ({"num_attention_heads": 4, "head_dim": 16}, {}, r"a head of 16 channels.*head_dim"),
         (EXPERTS | {"hidden_act": "gelu"}, {}, "hidden_act"),
+        (EXPERTS, {"enable_lora": True}, "merge the adapter"),
         ({"layer_types": [LINEAR] * 3}, {"tensor_parallel_size": 2}, "one device"),
     ],
 )

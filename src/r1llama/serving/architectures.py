@@ -15,7 +15,7 @@ saving of memory.
 import logging
 
 import torch
-from vllm import ModelRegistry
+from vllm import ModelRegistry, envs
 from vllm.config import VllmConfig
 from vllm.config.compilation import CUDAGraphMode
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, MambaModelConfig, VerifyAndUpdateConfig
@@ -24,6 +24,7 @@ from vllm.transformers_utils.model_arch_config_convertor import (
     MODEL_ARCH_CONFIG_CONVERTORS,
     ModelArchConfigConvertorBase,
 )
+from vllm.triton_utils import HAS_TRITON
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
@@ -50,7 +51,9 @@ def architecture(config) -> str:
 
 def has_latent_cache(config) -> bool:
     """Whether vLLM caches latents, rather than the keys and values made from them."""
-    return config.kv_lora_rank is not None and config.kv_lora_rank + config.qk_rope_head_dim in LATENT_WIDTHS
+    if config.kv_lora_rank is None or envs.VLLM_MLA_DISABLE:
+        return False
+    return config.kv_lora_rank + config.qk_rope_head_dim in LATENT_WIDTHS
 
 
 class R1LlamaArchConfigConvertor(ModelArchConfigConvertorBase):
@@ -89,6 +92,8 @@ class R1LlamaVllmConfig(VerifyAndUpdateConfig):
             # Not the one that vLLM prefers where a processor has AMX: it is for bf16 alone
             vllm_config.attention_config.backend = AttentionBackendEnum.CPU_MLA
         _check_head_size(vllm_config.model_config)
+        if config.num_experts and vllm_config.lora_config is not None and not HAS_TRITON:
+            raise ValueError("vLLM's adapters beside fused experts need Triton, which is not here: merge the adapter")
         if config.num_experts and config.hidden_act != "silu":
             raise ValueError(f"vLLM's fused experts have hidden_act 'silu'; this model has {config.hidden_act!r}")
 
