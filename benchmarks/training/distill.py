@@ -86,7 +86,7 @@ def make_trainer(kind: str, size: str, device: str, folder: str):
         disable_tqdm=True,
         use_cpu=device == "cpu",
         bf16=device != "cpu",
-        activation_checkpointing=False,
+        gradient_checkpointing=False,
     )
     keywords = {}
     if kind == "logits":

@@ -94,7 +94,7 @@ def make_trainer(
     if model is None:
         torch.manual_seed(0)
         model = LlamaForCausalLM(tiny_config(tokenizer))
-    options = {"use_cpu": True, "bf16": False, "activation_checkpointing": False, "disable_tqdm": True}
+    options = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "disable_tqdm": True}
     options |= {"optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
     options |= {"max_steps": 1, "per_device_train_batch_size": 4, "logging_steps": 1, "max_length": None}
     arguments = SFTConfig(output_dir=str(folder), save_strategy="no", **options | changes)
