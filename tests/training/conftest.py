@@ -118,6 +118,18 @@ def demonstrations(tmp_path_factory):
     return write_jsonl(tmp_path_factory.mktemp("data") / "demonstrations.jsonl", rows)
 
 
+# Of a run on a tiny model; a fixture adds the model, the data and the steps
+SFT_KEYS = {
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "max_length": 64,
+    "use_cpu": True,
+    "bf16": False,
+    "disable_tqdm": True,
+}
+
+
 @pytest.fixture
 def sft_recipe(tmp_path, model_dir, demonstrations):
     """A recipe of four steps, as a dict; `tmp_path / "out"` is its output directory."""
@@ -126,13 +138,7 @@ def sft_recipe(tmp_path, model_dir, demonstrations):
         "dataset_name": str(demonstrations),
         "output_dir": str(tmp_path / "out"),
         "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "max_length": 64,
-        "use_cpu": True,
-        "bf16": False,
-        "disable_tqdm": True,
+        **SFT_KEYS,
     }
 
 

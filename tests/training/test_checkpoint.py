@@ -20,7 +20,7 @@ from r1llama.training.checkpoint import MARKER, newest_complete, publish, publis
 from r1llama.training.recipe import RecipeError
 from r1llama.training.stopping import RunStopped, StopSignals
 
-from .conftest import argv, assert_same_weights, json_lines, write_jsonl
+from .conftest import SFT_KEYS, argv, assert_same_weights, json_lines, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +33,7 @@ def whole(tmp_path_factory, model_dir, demonstrations):
         "output_dir": str(folder / "out"),
         "max_steps": 4,
         "save_steps": 1,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "max_length": 64,
-        "use_cpu": True,
-        "bf16": False,
-        "disable_tqdm": True,
+        **SFT_KEYS,
     }
     sft.main(argv(recipe, folder / "r.yaml"))
     return folder / "out", recipe

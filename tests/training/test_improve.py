@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from r1llama.training import improve, sampling, stage
 from r1llama.training.recipe import RecipeError
 
-from .conftest import argv, assert_same_weights, json_lines, write_jsonl
+from .conftest import SFT_KEYS, argv, assert_same_weights, json_lines, write_jsonl
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,17 +42,7 @@ def recipe(ending_dir, data):
         "rounds": 2,
         "patience": 2,
         "sampling": {"num_generations": 4, "max_completion_length": 12, "batch_size": 20},
-        "sft": {
-            "max_steps": 2,
-            "save_steps": 1,
-            "per_device_train_batch_size": 4,
-            "learning_rate": 1e-3,
-            "logging_steps": 1,
-            "max_length": 64,
-            "use_cpu": True,
-            "bf16": False,
-            "disable_tqdm": True,
-        },
+        "sft": {"max_steps": 2, "save_steps": 1, **SFT_KEYS},
     }
 
 
