@@ -1,57 +1,11 @@
-"""Tiny models, and vLLM's engine on them. `make test-vllm` runs these where vLLM is not installed."""
+"""vLLM's engine on tiny models. `make test-vllm` runs these where vLLM is not installed."""
 
 import gc
 
 import pytest
 import torch
 
-from r1llama import R1LlamaConfig, R1LlamaForCausalLM
-
-BASE = {
-    "vocab_size": 199,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 32,
-    "max_position_embeddings": 256,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-    "initializer_range": 0.2,  # wide enough for a wrong mask to move the logits
-}
-PROMPT_LENGTHS = (1, 2, 3, 5, 7, 9, 12, 15, 17, 20, 25, 31, 40, 50, 64, 90)
-NEW_TOKENS = 32
-
-
-def tiny_model(**switches):
-    torch.manual_seed(0)
-    model = R1LlamaForCausalLM(R1LlamaConfig(**BASE | switches))
-    for name, buffer in model.named_buffers():  # a trained router
-        if name.endswith("e_score_correction_bias"):
-            buffer.normal_(std=0.1)
-    return model.eval()
-
-
-def prompts():
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(1, BASE["vocab_size"], (n,), generator=generator).tolist() for n in PROMPT_LENGTHS]
-
-
-@torch.no_grad()
-def greedy(model, prompt):
-    """The tokens that transformers writes, and their log-probabilities."""
-    output = model.generate(
-        torch.tensor([prompt]),
-        max_new_tokens=NEW_TOKENS,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    tokens = output.sequences[0, len(prompt) :]
-    logprobs = torch.cat(output.logits).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-    return tokens.tolist(), logprobs
+from .models import NEW_TOKENS
 
 
 @pytest.fixture

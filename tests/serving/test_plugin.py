@@ -12,43 +12,8 @@ from safetensors.torch import save_file
 from r1llama import serving
 from r1llama.model import lora_targets
 
-from .conftest import generate, greedy, prompts, tiny_model
-
-FULL, LINEAR = "full_attention", "linear_attention"
-YARN = {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}
-LATENT = {"kv_lora_rank": 24, "q_lora_rank": 20, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 20}
-WIDE_LATENT = {"kv_lora_rank": 512, "qk_nope_head_dim": 32, "qk_rope_head_dim": 64, "v_head_dim": 24}
-EXPERTS = {
-    "num_experts": 6,
-    "num_experts_per_tok": 2,
-    "n_shared_experts": 1,
-    "moe_intermediate_size": 32,
-    "first_k_dense_replace": 1,
-}
-GROUPS = {"n_group": 3, "topk_group": 2, "routed_scaling_factor": 2.5}
-WINDOW = {"linear_feature_map": "hedgehog", "linear_decay": True, "linear_window": 7}
-MODELS = {
-    "grouped": {},
-    "grouped-tied": {"tie_word_embeddings": True},
-    "grouped-yarn": YARN,
-    "latent": LATENT,
-    "latent-yarn": LATENT | YARN | {"q_lora_rank": None, "rope_interleave": True},
-    "wide-latent": WIDE_LATENT | {"q_lora_rank": 20},
-    "wide-latent-yarn": WIDE_LATENT | YARN,
-    "experts": EXPERTS,
-    "experts-groups": EXPERTS | GROUPS,
-    "experts-softmax": EXPERTS | {"scoring_func": "softmax", "norm_topk_prob": False, "n_shared_experts": 0},
-    "latent-experts-mtp": LATENT | EXPERTS | {"num_mtp_layers": 1},
-    "wide-latent-experts": WIDE_LATENT | EXPERTS,
-    "linear": {"layer_types": [LINEAR] * 3},
-    "linear-rope": {"layer_types": [LINEAR] * 3, "linear_use_rope": True},
-    "linear-window": {"layer_types": [LINEAR] * 3} | WINDOW,
-    "linear-experts": {"layer_types": [LINEAR] * 3} | EXPERTS,
-    "hybrid": {"layer_types": [FULL, LINEAR, LINEAR], "linear_feature_map": "relu", "linear_decay": True},
-    "hybrid-window-yarn": {"layer_types": [FULL, LINEAR, LINEAR]} | WINDOW | YARN,
-    "everything": LATENT | EXPERTS | YARN | {"layer_types": [LINEAR, FULL, LINEAR], "linear_use_rope": True},
-    "everything-wide": WIDE_LATENT | EXPERTS | {"layer_types": [LINEAR, FULL, LINEAR]},
-}
+from .conftest import generate
+from .models import EXPERTS, LATENT, LINEAR, MODELS, greedy, prompts, tiny_model
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,0 +1,50 @@
+"""Greedy text of vLLM and of transformers: tiny models of every architecture, 16 prompts, 64 tokens each, fp32.
+
+The weights are random and wide, so that a wrong mask, position or route moves the logits and soon the text.
+"""
+
+import tempfile
+
+import torch
+
+from tests.serving.models import MODELS, NEW_TOKENS, greedy, prompts, tiny_model
+
+from benchmarks.architecture.measure import Row
+from benchmarks.serving.engine import engine, write
+
+QUICK = ("grouped-tied", "latent", "everything")
+
+
+def rows(quick: bool, device: str):
+    for name in QUICK if quick else MODELS:
+        model = tiny_model(**MODELS[name])
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            with engine(
+                folder,
+                dtype="float32",
+                skip_tokenizer_init=True,
+                max_model_len=160,
+                max_num_seqs=16,
+                kv_cache_memory_bytes=64 << 20,
+            ) as llm:
+                served = write(llm, prompts(), NEW_TOKENS, logprobs=True)
+                is_latent = llm.llm_engine.vllm_config.model_config.use_mla
+        model.to(device)
+        same, difference = 0, 0.0
+        for prompt, tokens, logprobs in zip(prompts(), *served, strict=True):
+            expected_tokens, expected = greedy(model, prompt)
+            pairs = zip(tokens, expected_tokens, strict=True)
+            until = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), NEW_TOKENS)
+            same += until == NEW_TOKENS  # of two texts that part, what comes after has other reasons
+            errors = (torch.tensor(logprobs[:until]) - expected[:until].cpu()).abs()
+            difference = max([difference, *errors.tolist()])
+        yield Row(
+            f"greedy text, {name}",
+            "transformers",
+            same,
+            len(prompts()),
+            unit=f"of {len(prompts())} texts equal over {NEW_TOKENS} tokens",
+            note="latent cache" if is_latent else "",
+            error=difference,
+        )
