@@ -9,10 +9,15 @@
 | flat | nearly all groups have equal rewards, the task is not solved | groups differ while there is more to learn |
 | kl | the KL to the reference is above 1 nat a token, and ten times its least | it grows slowly |
 | truncation | most completions reach `max_completion_length` | they end |
+| mismatch | `sampling/kl` is above 1.5e-3 nats a token, in fp32 above 1e-5 | rounding costs less |
 
 Everything is read from the logs that a checkpoint keeps, so a resumed run goes on as it would have. The first of
 `reward_funcs` is taken for the one that tells right from wrong; at 0.9 it is solved. A mean has the standard error of
 its groups: a change is sure beyond four of them, and none within one.
+
+The bound of mismatch is what bf16 explains. Engine and trainer differ by 6e-4 nats a token with a dense model, by
+1.5e-3 with experts whose routing flips, and by 7e-4 where it is replayed (arXiv:2510.11370); a wrong YaRN factor alone
+made it 3e-2 (PrimeIntellect-ai/prime-rl#2802). In fp32 nothing is left to explain: both ends agree to 1e-9.
 """
 
 import logging
@@ -20,6 +25,7 @@ import math
 from dataclasses import dataclass
 from statistics import fmean
 
+import torch
 from transformers import TrainerCallback
 
 from r1llama.rewards.diagnostics import diagnose
@@ -31,6 +37,8 @@ PATIENCE = 5  # logs
 SURE = 4  # standard errors
 SOLVED = 0.9
 LOOP = 12  # characters that come again
+
+TOLERATED_KL, TOLERATED_KL_FP32 = 1.5e-3, 1e-5  # nats a token
 
 LENGTH, TRUNCATED = "completions/mean_length", "completions/clipped_ratio"
 
@@ -58,9 +66,10 @@ class History:
         logs: `trainer.state.log_history`.
         groups: Groups whose rewards one log averages over.
         first_reward: The name, in the logs, of the reward that tells right from wrong.
+        is_fp32: Whether the model computes in fp32.
     """
 
-    def __init__(self, logs: list[dict], groups: int, first_reward: str):
+    def __init__(self, logs: list[dict], groups: int, first_reward: str, is_fp32: bool = False):
         logs = [entry for entry in logs if "reward" in entry]
         self.groups = groups
         self.recent, before = logs[-PATIENCE:], logs[:-PATIENCE]
@@ -70,6 +79,7 @@ class History:
             [key for key in logs[-1] if key.startswith("rewards/") and key.endswith("/mean")] if logs else []
         )
         self.right = f"rewards/{first_reward}/mean"
+        self.tolerated_kl = TOLERATED_KL_FP32 if is_fp32 else TOLERATED_KL
 
     def level(self, logs: list[dict], key: str) -> Level:
         values = [entry[key] for entry in logs if entry.get(key) is not None]
@@ -187,6 +197,16 @@ def truncation(history: History) -> str | None:
     )
 
 
+def mismatch(history: History) -> str | None:
+    now = history.now("sampling/kl")
+    if not now.mean > history.tolerated_kl:
+        return None
+    return (
+        f"the engine that writes the rollouts is {now} nats a token (`sampling/kl`) away from the model that learns "
+        f"from them, where rounding explains {history.tolerated_kl:g}"
+    )
+
+
 def _punishes(key: str) -> bool:
     return "punish" in key or "penalty" in key
 
@@ -205,7 +225,7 @@ def find_alarms(history: History) -> dict[str, str]:
         for key in history.rewards
         if history.is_stuck(key)
     }
-    rest = {alarm.__name__: alarm(history) for alarm in (collapse, length, entropy, flat, kl, truncation)}
+    rest = {alarm.__name__: alarm(history) for alarm in (collapse, length, entropy, flat, kl, truncation, mismatch)}
     return found | {name: sentence for name, sentence in rest.items() if sentence}
 
 
@@ -223,7 +243,8 @@ class Alarms(TrainerCallback):
 
     def find(self, args, state) -> dict[str, str]:
         groups = args.generation_batch_size // args.num_generations
-        found = find_alarms(History(state.log_history, groups, self.trainer.reward_func_names[0]))
+        is_fp32 = not (args.bf16 or args.fp16) and self.trainer.base_model.dtype == torch.float32
+        found = find_alarms(History(state.log_history, groups, self.trainer.reward_func_names[0], is_fp32))
         count = len(state.log_history)
         begun = {alarm for alarm in found if count - self.seen.get(alarm, -count) > PATIENCE}
         self.seen |= dict.fromkeys(found, count)
@@ -238,7 +259,8 @@ class Alarms(TrainerCallback):
         for alarm, sentence in self.find(args, state).items():
             kind, _, reward = alarm.partition(":")
             may_be_solved = kind == "stuck" and (logs.get(f"rewards/{reward}/mean") or 0) > 0
-            causes = {"stuck": self.why_stuck, "collapse": self.why_collapsed}.get(kind, lambda *_: [])(args, reward)
+            explained = {"stuck": self.why_stuck, "collapse": self.why_collapsed, "mismatch": self.why_mismatched}
+            causes = explained.get(kind, lambda *_: [])(args, reward)
             words = f"{kind}: {sentence}" + (": " if causes else "") + "; ".join(causes)
             log.log(logging.INFO if may_be_solved else logging.WARNING, words)
 
@@ -262,3 +284,18 @@ class Alarms(TrainerCallback):
             f"`learning_rate: {args.learning_rate}` or `max_grad_norm: {args.max_grad_norm}` may be too high, or a "
             "reward pays for something else; go back to an earlier checkpoint",
         ]
+
+    def why_mismatched(self, args, _) -> list[str]:
+        """What is known first, then what may be."""
+        off = {"top_p": (1.0,), "top_k": (0,), "min_p": (None, 0.0), "repetition_penalty": (1.0,)}
+        filters = {name: getattr(args, name) for name in off if getattr(args, name) not in off[name]}
+        causes = []
+        if filters:
+            words = ", ".join(f"`{name}: {value}`" for name, value in filters.items())
+            causes.append(f"{words} changes the probabilities of the engine, and not the trainer's")
+        if getattr(self.trainer.base_model.config, "num_experts", None) and not self.trainer.replays_routing:
+            causes.append("the routers of both ends choose for themselves: see `replay_routing`")
+        if args.vllm_mode == "server":
+            causes.append("the server may lack `--logprobs-mode processed_logprobs` or the trainer's `--dtype`")
+        causes.append("the engine may compute in another dtype, hold stale weights, or read the config otherwise")
+        return causes

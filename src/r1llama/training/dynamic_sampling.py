@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from r1llama.training.routing_replay import RoutingReplayGRPOTrainer
+from r1llama.training.mismatch import MismatchGRPOTrainer
 
 # The per-token parts of a batch of rollouts, `(B, R)`, and what pads them.
 PADDING = {
@@ -18,7 +18,7 @@ PADDING = {
 }
 
 
-class DynamicSamplingGRPOTrainer(RoutingReplayGRPOTrainer):
+class DynamicSamplingGRPOTrainer(MismatchGRPOTrainer):
     """Replaces flat groups, whose completions all got the same reward and so have no advantage: generates for as many
     other prompts, takes their groups with different rewards, and repeats up to `max_resamples` times. What is flat
     even then stays.
@@ -29,7 +29,7 @@ class DynamicSamplingGRPOTrainer(RoutingReplayGRPOTrainer):
     `dynamic_sampling/flat` (share of the groups trained on).
 
     Args:
-        args, kwargs: As `RoutingReplayGRPOTrainer` takes them. The dataset has a length, each process generates whole
+        args, kwargs: As `MismatchGRPOTrainer` takes them. The dataset has a length, each process generates whole
             groups, and advantages depend on nothing but their group.
         max_resamples: 0 for TRL's way.
     """
