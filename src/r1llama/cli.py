@@ -5,6 +5,7 @@
     r1llama distill --config recipe.yaml [--smoke] [--key value ...]
     r1llama grpo --config recipe.yaml [--smoke] [--key value ...]
     r1llama pass-rate --config grpo.yaml --output_file rated.jsonl
+    r1llama serve MODEL [any flag of `vllm serve`]
     r1llama evaluate ...
     r1llama data inspect FILE | --config recipe.yaml
     r1llama inspect MODEL
@@ -29,6 +30,7 @@ COMMANDS = {
     "verifier": ("r1llama.training.verifier", "train a judge of completions on graded ones"),
     "sample": ("r1llama.training.sampling", "complete problems and grade the completions"),
     "pass-rate": ("r1llama.training.pass_rate", "how often a model solves each problem, for GRPO's curriculum"),
+    "serve": ("r1llama.serving.server", "vLLM's OpenAI server on a model, or for GRPO's rollouts"),
     "evaluate": ("r1llama.evaluation.command", "score a model on problems"),
     "data": ("r1llama.training.data_command", "show what a trainer sees of the data: text, mask and lengths"),
     "inspect": ("r1llama.model.sizes", "count a model's parameters and what a token adds to its cache"),

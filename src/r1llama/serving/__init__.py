@@ -3,6 +3,8 @@
     architectures  what vLLM is told about a config, and what is refused
     models         the models, on vLLM's Transformers backend: its attention, latent attention and fused experts
     linear         the recurrent state of linear attention in vLLM's cache
+    thinking       the thought apart from the answer, and its budget
+    server         `r1llama serve`
 
 vLLM calls [`register`] through the entry point group `vllm.general_plugins`, in each of its processes.
 """
@@ -17,6 +19,13 @@ TESTED = SpecifierSet(">=0.31,<0.32")
 logger = logging.getLogger("vllm.r1llama")  # under vLLM's own logger, which shows it
 
 
+def is_tested(version: str) -> bool:
+    try:
+        return Version(Version(version).base_version) in TESTED
+    except InvalidVersion:  # a build without its version
+        return False
+
+
 def register() -> None:
     """Tell vLLM about r1llama: names only, which load when a model is made. Safe to call again.
 
@@ -28,13 +37,12 @@ def register() -> None:
     except ImportError:
         logger.warning("vLLM is not installed, so r1llama cannot be served by it: install r1llama[vllm]")
         return
-    try:
-        is_tested = Version(Version(version).base_version) in TESTED
-    except InvalidVersion:  # a build without its version
-        is_tested = False
-    if not is_tested:
+    if not is_tested(version):
         logger.warning("r1llama is tested with vLLM %s; this is %s, and r1llama models stay unknown", TESTED, version)
         return
+    from vllm.reasoning import ReasoningParserManager
+
     from r1llama.serving import architectures
 
     architectures.register()
+    ReasoningParserManager.register_lazy_module("r1llama", "r1llama.serving.thinking", "ThinkParser")
