@@ -166,7 +166,7 @@ def set_rollouts(args) -> None:
     args.max_logprobs = -1
     if current_platform.is_cpu():
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the trainer wants the cores that wait
-        args.worker_extension_cls = args.worker_extension_cls or "r1llama.serving.weights.FileReload"
+        args.worker_extension_cls = args.worker_extension_cls or "r1llama.serving.transfer.FileReload"
     elif args.weight_transfer_config is None:
         from vllm.config import WeightTransferConfig
 
