@@ -96,6 +96,16 @@ class R1LlamaVllmConfig(VerifyAndUpdateConfig):
             raise ValueError("vLLM's adapters beside fused experts need Triton, which is not here: merge the adapter")
         if config.num_experts and config.hidden_act != "silu":
             raise ValueError(f"vLLM's fused experts have hidden_act 'silu'; this model has {config.hidden_act!r}")
+        if vllm_config.aux_output_config.enable_return_routed_experts and config.num_experts:
+            if "linear_attention" in config.layer_types:
+                raise ValueError(
+                    "enable_return_routed_experts: vLLM keeps expert ids beside its prefix cache, and linear attention "
+                    "has none"
+                )
+            if current_platform.is_cpu() and not vllm_config.use_v2_model_runner:
+                from r1llama.serving.routing import return_experts  # starts vLLM's worker, which asks for this module
+
+                return_experts(vllm_config)
 
 
 def _check_head_size(model_config) -> None:
