@@ -42,11 +42,11 @@ def serve(tmp_path, monkeypatch):
     cleanup_dist_env_and_memory()
 
 
-def generate(engine, prompt_ids, **arguments):
+def generate(engine, prompt_ids, new_tokens=NEW_TOKENS, **arguments):
     """The tokens that vLLM writes for each prompt, and their log-probabilities."""
     from vllm import SamplingParams
 
-    parameters = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, logprobs=0, detokenize=False)
+    parameters = SamplingParams(temperature=0, max_tokens=new_tokens, logprobs=0, detokenize=False)
     inputs = [{"prompt_token_ids": ids} for ids in prompt_ids]
     outputs = engine.generate(inputs, parameters, use_tqdm=False, **arguments)
     for output in (output.outputs[0] for output in outputs):

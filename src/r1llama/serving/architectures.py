@@ -99,8 +99,8 @@ class R1LlamaVllmConfig(VerifyAndUpdateConfig):
         if vllm_config.aux_output_config.enable_return_routed_experts and config.num_experts:
             if "linear_attention" in config.layer_types:
                 raise ValueError(
-                    "enable_return_routed_experts: vLLM keeps expert ids beside its prefix cache, and linear attention "
-                    "has none"
+                    "enable_return_routed_experts: vLLM keeps expert ids beside its prefix cache, and linear "
+                    "attention has none"
                 )
             if current_platform.is_cpu() and not vllm_config.use_v2_model_runner:
                 from r1llama.serving.routing import return_experts  # starts vLLM's worker, which asks for this module
