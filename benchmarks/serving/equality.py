@@ -6,7 +6,6 @@ The weights are random and wide, so that a wrong mask, position or route moves t
 import tempfile
 
 import torch
-
 from tests.serving.models import MODELS, NEW_TOKENS, greedy, prompts, tiny_model
 
 from benchmarks.architecture.measure import Row
