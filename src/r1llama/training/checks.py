@@ -11,11 +11,12 @@ import importlib.util
 import math
 import os
 import shutil
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 
 import torch
-from trl import is_conversational
+from trl import GRPOConfig, is_conversational
 
 from r1llama.rewards import FormatReward
 from r1llama.rewards.text import is_prefilled
@@ -40,6 +41,21 @@ POSITIVE = [
     "lora_alpha",
 ]
 NOT_NEGATIVE = ["weight_decay", "max_grad_norm", "warmup_steps", "beta", "epsilon", "seed", "max_resamples"]
+VLLM_KEYS = {
+    "server": [
+        "vllm_server_base_url",
+        "vllm_server_host",
+        "vllm_server_port",
+        "vllm_server_timeout",
+        "vllm_group_port",
+    ],
+    "colocate": [
+        "vllm_gpu_memory_utilization",
+        "vllm_max_model_length",
+        "vllm_tensor_parallel_size",
+        "vllm_enable_sleep_mode",
+    ],
+}
 SMALLEST_DISK = 200 * 2**20
 
 
@@ -84,6 +100,8 @@ def check_values(values: dict) -> None:
     if "num_generations" in values:
         _check_groups(values)
         _check_rollouts(values)
+        if values["use_vllm"]:
+            _check_vllm(values)
 
 
 def _check_muon(values: dict) -> None:
@@ -161,6 +179,29 @@ def _check_rollouts(values: dict) -> None:
         )
 
 
+def _check_vllm(values: dict) -> None:
+    mode = values["vllm_mode"]
+    if mode not in ("colocate", "server"):
+        raise RecipeError(f"`vllm_mode: {mode}` must be colocate or server")
+    defaults = {field.name: field.default for field in fields(GRPOConfig)}
+    for key in VLLM_KEYS["server" if mode == "colocate" else "colocate"]:
+        if values[key] != defaults[key]:
+            cure = (
+                "`vllm_mode: server`" if mode == "colocate" else "the flag of the same name when you start the server"
+            )
+            raise RecipeError(f"`{key}: {values[key]}` means nothing with `vllm_mode: {mode}`: use {cure}")
+    if not 0 < values["vllm_gpu_memory_utilization"] <= 1:
+        raise RecipeError(
+            f"`vllm_gpu_memory_utilization: {values['vllm_gpu_memory_utilization']}` must lie in (0, 1]: a share of "
+            "the memory of one GPU, beside what training takes"
+        )
+    if values["load_in_4bit"] or values["load_in_8bit"]:
+        raise RecipeError(
+            "`use_vllm: true` sends merged weights to vLLM, and rounding them to 4 or 8 bits again would make another "
+            "policy of them: set `use_vllm: false`, or train adapters over 16-bit weights"
+        )
+
+
 def _near_divisor(batch: int, group: int) -> int:
     """The divisor of `batch`, at least 2, nearest to `group`."""
     return min((d for d in range(2, batch + 1) if batch % d == 0), key=lambda d: abs(d - group), default=batch)
@@ -185,8 +226,10 @@ def check_machine(values: dict) -> None:
         raise RecipeError(f"`bf16: true`: {torch.cuda.get_device_name()} has none; set `bf16: false` and `fp16: true`")
     if values["load_in_4bit"] or values["load_in_8bit"]:
         _need("bitsandbytes", "`load_in_4bit` / `load_in_8bit`", "quant")
-    if values.get("use_vllm"):
-        _need("vllm", "`use_vllm: true`", "vllm")
+    if values.get("use_vllm") and values["vllm_enable_sleep_mode"] and not cuda:
+        raise RecipeError(
+            "`vllm_enable_sleep_mode: true` frees the memory of a GPU, and here is none: set it to false"
+        )
 
 
 def check_space(folder: Path, need: int) -> None:
@@ -229,7 +272,7 @@ def check_rewards(names: list[str], weights: list[float] | None, needed: list[se
             )
 
 
-def check_prompts(rows, tokenizer, config, completion_length: int, template_keywords: dict | None = None) -> None:
+def check_prompts(rows, tokenizer, config, completion_length: int, template_keywords: dict | None = None) -> int:
     """Refuse prompts that the tokenizer cannot render, or that leave no room for the completion.
 
     Args:
@@ -238,6 +281,9 @@ def check_prompts(rows, tokenizer, config, completion_length: int, template_keyw
         config: The model's config; `max_position_embeddings` is the context in tokens.
         completion_length: `max_completion_length`, in tokens.
         template_keywords: `chat_template_kwargs`.
+
+    Returns:
+        Tokens of the longest prompt.
     """
     if "prompt" not in rows.column_names:
         raise RecipeError(
@@ -257,9 +303,7 @@ def check_prompts(rows, tokenizer, config, completion_length: int, template_keyw
             f"{hidden[0]} is a special token: rollouts are decoded without special tokens, so no reward would ever "
             f"see it. Add it with `tokenizer.add_tokens(..., special_tokens=False)` instead"
         )
-    context = getattr(config, "max_position_embeddings", None)
-    if context is None:
-        return
+    context = getattr(config, "max_position_embeddings", None) or math.inf
     lengths = [len(ids) for ids in _prompt_ids(rows, tokenizer, template_keywords)]
     room = context - completion_length
     too_long = [index for index, length in enumerate(lengths) if length > room]
@@ -270,6 +314,7 @@ def check_prompts(rows, tokenizer, config, completion_length: int, template_keyw
             f"+ `max_completion_length: {completion_length}` > the model's context of {context}. Lower "
             f"`max_completion_length` or drop these rows"
         )
+    return max(lengths, default=0)
 
 
 def check_chat_template(row: dict, tokenizer) -> None:

@@ -24,6 +24,7 @@ from r1llama.training.completions import CompletionTables
 from r1llama.training.curriculum import by_pass_rate
 from r1llama.training.grpo_trainer import R1GRPOTrainer
 from r1llama.training.recipe import RecipeError
+from r1llama.training.vllm_rollouts import why_no_vllm
 
 OVERLONG_WEIGHT = 0.5  # see `r1llama.training.algorithms`
 
@@ -112,6 +113,7 @@ def main(argv: list[str]) -> dict[str, float]:
     )
     check_machine(values)
     stage.set_up()
+    _choose_engine(training_args)
     try:
         rewards = [get_reward(name) for name in args.reward_funcs]
     except (ValueError, KeyError, ImportError, AttributeError) as error:
@@ -129,11 +131,15 @@ def main(argv: list[str]) -> dict[str, float]:
         evaluation = stage.load_dataset(args, args.dataset_test_split, "problem")
     names = [spec["name"] if isinstance(spec, dict) else spec for spec in args.reward_funcs]
     needed = [set(required_columns(reward)) for reward in rewards]
+    longest = 0
     for part in filter(None, (rows, evaluation)):
         check_rewards(names, training_args.reward_weights, needed, part.column_names)
         keywords = training_args.chat_template_kwargs
-        check_prompts(part, tokenizer, config, training_args.max_completion_length, keywords)
+        length = check_prompts(part, tokenizer, config, training_args.max_completion_length, keywords)
+        longest = max(longest, length)
         check_opened_thoughts(part[0], tokenizer, keywords, rewards)
+    if training_args.use_vllm and training_args.vllm_mode == "colocate":
+        _fit_engine(training_args, config, longest)
     resume_from = stage.resume_point(training_args)
     if metrics := stage.finished(training_args, resume_from):
         return metrics
@@ -171,6 +177,35 @@ def main(argv: list[str]) -> dict[str, float]:
         folder = Path(training_args.output_dir) / "completions"
         trainer.add_callback(CompletionTables(folder, args.log_completions_steps, trainer))
     return stage.train(trainer, args, "grpo", resume_from)
+
+
+def _choose_engine(training_args) -> None:
+    """Where vLLM cannot make the rollouts, transformers does, unless the recipe names a server."""
+    reason = why_no_vllm() if training_args.use_vllm else None
+    if reason is None:
+        return
+    if training_args.vllm_mode == "server":
+        raise RecipeError(f"`vllm_mode: server`, but {reason}: install it, or set `use_vllm: false`")
+    stage.log.warning("`use_vllm: true`, but %s: the rollouts are made by transformers' `generate` instead", reason)
+    training_args.use_vllm = False
+
+
+def _fit_engine(training_args, config, longest: int) -> None:
+    """The engine's context is what the longest prompt and completion need; refuse one that would cut them."""
+    need = longest + training_args.max_completion_length
+    asked = training_args.vllm_max_model_length
+    context = getattr(config, "max_position_embeddings", None) or math.inf
+    if asked is None:
+        training_args.vllm_max_model_length = need
+    elif asked < need:
+        raise RecipeError(
+            f"`vllm_max_model_length: {asked}` would cut completions short: the longest prompt has {longest} tokens, "
+            f"and with `max_completion_length: {training_args.max_completion_length}` that makes {need}. Leave it out"
+        )
+    elif asked > context:
+        raise RecipeError(
+            f"`vllm_max_model_length: {asked}` is beyond the model's context of {context}: leave it out, for {need}"
+        )
 
 
 def _schedules(schedules: dict, names: list[str]) -> dict[int, list[tuple[float, float]]]:

@@ -347,6 +347,8 @@ def train(trainer, args: StageArguments, stage: str, resume_from: str | None) ->
         if trainer.is_world_process_zero():  # last: it says that all the rest is there
             replace_text(output_dir / "all_results.json", json.dumps(metrics, indent=4, sort_keys=True))
     log.info("done: %s", output_dir)
+    if getattr(training_args, "use_vllm", False):
+        trainer.vllm_generation.close()
     trainer.accelerator.end_training()
     return metrics
 
