@@ -29,12 +29,13 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-benchmarks: .venv/installed-dev  ## the tables of benchmarks/RESULTS.md
+benchmarks: .venv/installed-dev .venv-vllm/installed  ## the tables of benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.correctness
 	$(BIN)/python -m benchmarks.balancing
 	$(BIN)/python -m benchmarks.architecture
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.faults
+	.venv-vllm/bin/python -m benchmarks.serving
 
 .venv/created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "r1llama needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

@@ -27,3 +27,12 @@ else
   $python -m benchmarks.architecture --quick
   $python -m benchmarks.training --quick
 fi
+echo "== vLLM, in an environment of its own"
+smollm2=models/smollm2-135m-instruct
+[ -d $smollm2 ] || $python examples/offline_model.py --output $smollm2
+make .venv-vllm/installed
+if [ "$device" = cuda ]; then
+  .venv-vllm/bin/python -m benchmarks.serving --device cuda --json benchmarks/serving-cuda.json
+else
+  .venv-vllm/bin/python -m benchmarks.serving --quick
+fi

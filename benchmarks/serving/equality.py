@@ -36,7 +36,7 @@ def rows(quick: bool, device: str):
             pairs = zip(tokens, expected_tokens, strict=True)
             until = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), NEW_TOKENS)
             same += until == NEW_TOKENS  # of two texts that part, what comes after has other reasons
-            errors = (torch.tensor(logprobs[:until]) - expected[:until].cpu()).abs()
+            errors = (torch.tensor(logprobs[:until]) - expected[:until]).abs()
             difference = max([difference, *errors.tolist()])
         yield Row(
             f"greedy text, {name}",

@@ -75,7 +75,7 @@ def prompts():
 def greedy(model, prompt):
     """The tokens that transformers writes, and their log-probabilities."""
     output = model.generate(
-        torch.tensor([prompt]),
+        torch.tensor([prompt], device=model.device),
         max_new_tokens=NEW_TOKENS,
         do_sample=False,
         output_logits=True,
@@ -83,4 +83,4 @@ def greedy(model, prompt):
     )
     tokens = output.sequences[0, len(prompt) :]
     logprobs = torch.cat(output.logits).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-    return tokens.tolist(), logprobs
+    return tokens.tolist(), logprobs.cpu()
