@@ -4,21 +4,18 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerState, TrainingArguments
-from trl import GRPOConfig
 
 from r1llama.model import moe_blocks
 from r1llama.training import RouterBalancing
 from tests.model.conftest import tiny_model, tokens
 
 
-@pytest.mark.parametrize("case", ["full", "adapters", "vllm"])
+@pytest.mark.parametrize("case", ["full", "adapters"])
 def test_moves_the_bias_only_where_it_is_kept(case, tmp_path):
     model = tiny_model(num_experts=4).train()
     if case == "adapters":
         model = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
-    config = GRPOConfig if case == "vllm" else TrainingArguments
-    options = {"use_vllm": True} if case == "vllm" else {}
-    args = config(output_dir=str(tmp_path), use_cpu=True, bf16=False, **options)
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, bf16=False)
     ids = tokens(2, 9)
     model(ids, labels=ids).loss.backward()
     before = [block.gate.e_score_correction_bias.clone() for block in moe_blocks(model)]

@@ -141,15 +141,15 @@ class RouterBalancing(_JoinsLogs):
     """Loss-free balancing: before each optimizer step the selection bias moves against the load of the experts.
 
     It only measures, and leaves the bias as it is, where the moved bias would be lost: under PEFT, whose adapters do
-    not save it, and with vLLM rollouts, because TRL sends parameters to vLLM and no buffers.
+    not save it. TRL sends a vLLM no buffers: our GRPO stage does (`r1llama.training.vllm_rollouts`), and with another
+    trainer that has `use_vllm`, set the config's `router_bias_update_rate` to 0.
 
     Logs `router/...`, see `r1llama.model.update_router_bias`. Needs no trainer of ours:
     `Trainer(..., callbacks=[RouterBalancing()])`.
     """
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        is_frozen = isinstance(model, PeftModel) or getattr(args, "use_vllm", False)
-        if metrics := update_router_bias(model, rate=0.0 if is_frozen else None):
+        if metrics := update_router_bias(model, rate=0.0 if isinstance(model, PeftModel) else None):
             self.measured.append(metrics)
 
 

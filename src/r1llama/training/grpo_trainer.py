@@ -7,7 +7,6 @@ import numpy as np
 from safetensors.torch import load_model, save_model
 
 from r1llama.training.dynamic_sampling import DynamicSamplingGRPOTrainer
-from r1llama.training.vllm_rollouts import in_place_of_trls
 
 log = logging.getLogger("r1llama")
 
@@ -25,8 +24,7 @@ class R1GRPOTrainer(DynamicSamplingGRPOTrainer):
     """
 
     def __init__(self, *args, reward_schedules: dict[int, list[tuple[float, float]]] | None = None, **kwargs):
-        with in_place_of_trls():
-            super().__init__(*args, **kwargs)
+        super().__init__(*args, **kwargs)
         self.reward_schedules = reward_schedules or {}
         self.renews_reference = self.args.sync_ref_model
         if self.renews_reference and (self.is_deepspeed_enabled or self.is_fsdp_enabled):

@@ -2,11 +2,13 @@
 
 import logging
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from r1llama.model import R1LlamaForCausalLM, record_routing, replay_routing
 from r1llama.training.shared_prompts import SharedPromptGRPOTrainer
+from r1llama.training.vllm_rollouts import in_place_of_trls
 
 log = logging.getLogger("r1llama")
 
@@ -21,12 +23,13 @@ class RoutingReplayGRPOTrainer(SharedPromptGRPOTrainer):
 
     Args:
         args, kwargs: As `SharedPromptGRPOTrainer` takes them.
-        replay_routing: False for routers that choose anew. For models without experts, and for rollouts that
-            transformers' `generate` does not make in one turn, it is off, and the log says why.
+        replay_routing: False for routers that choose anew. For models without experts, and for rollouts that neither
+            transformers' `generate` nor a colocated vLLM makes in one turn, it is off, and the log says why.
     """
 
     def __init__(self, *args, replay_routing: bool = True, **kwargs):
-        super().__init__(*args, **kwargs)
+        with in_place_of_trls(returns_experts=replay_routing):
+            super().__init__(*args, **kwargs)
         reason = self.why_not_replayed()
         if not getattr(self.base_model.config, "num_experts", None):
             replay_routing = False
@@ -39,24 +42,37 @@ class RoutingReplayGRPOTrainer(SharedPromptGRPOTrainer):
         """What keeps a model with experts from replaying; None if nothing does."""
         if not isinstance(self.base_model, R1LlamaForCausalLM):
             return f"{type(self.base_model).__name__} is no r1llama model"
-        if self.use_vllm or self.use_transformers_continuous_batching:
-            return "the rollouts are not made by `generate` of transformers"
+        if self.use_transformers_continuous_batching:
+            return "continuous batching of transformers does not tell its experts"
         if self.tools or self.rollout_func is not None:
             return "rollouts with tools, or by a `rollout_func`, take several turns"
-        return None
+        return self.vllm_generation.why_no_experts() if self.use_vllm else None
 
     def _generate(self, prompts):
         if not self.replays_routing:
             return super()._generate(prompts)
+        # As TRL pads the rollouts, whose last token no forward has read
+        if self.use_vllm:
+            generated = super()._generate(prompts)
+            prompt_length, completion_length = self.padded_lengths(generated)
+            layers, first = self.vllm_generation.routed_experts, self.base_model.config.first_k_dense_replace
+            read = [torch.from_numpy(ids[:, first:].astype(np.int16)) for ids in layers]
+            ids = read[0].new_full((len(read), prompt_length + completion_length, *read[0].shape[1:]), -1)
+            for row, prompt, one in zip(ids, generated[0], read, strict=True):
+                row[prompt_length - len(prompt) :][: len(one)] = one
+            self.routing = ids.to(self.accelerator.device)
+            return generated
         with record_routing(self.base_model) as record:
             generated = super()._generate(prompts)
         ids = record.ids().permute(1, 2, 0, 3).to(torch.int16)
-        # As TRL pads the rollouts: completions end with the longest one's last token, which no forward has read.
-        prompt_ids, completion_ids = generated[0], generated[1]
-        multiple = self.pad_to_multiple_of or 1
-        lengths = [-(-max(map(len, part)) // multiple) * multiple for part in (prompt_ids, completion_ids)]
-        self.routing = F.pad(ids, (0, 0, 0, 0, 0, max(sum(lengths) - ids.shape[1], 0)), value=-1)[:, : sum(lengths)]
+        length = sum(self.padded_lengths(generated))
+        self.routing = F.pad(ids, (0, 0, 0, 0, 0, max(length - ids.shape[1], 0)), value=-1)[:, :length]
         return generated
+
+    def padded_lengths(self, generated) -> list[int]:
+        """P and R."""
+        multiple = self.pad_to_multiple_of or 1
+        return [-(-max(map(len, part)) // multiple) * multiple for part in generated[:2]]
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)

@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from peft import PeftModel
@@ -22,7 +23,11 @@ from r1llama.training.recipe import RecipeError
 CPU_CACHE = 1 << 30  # bytes, where VLLM_CPU_KVCACHE_SPACE does not say otherwise
 BATCHED_TOKENS = 4096  # as TRL has it
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-KEYS = {"gpu_memory_utilization": "vllm_gpu_memory_utilization", "max_model_len": "vllm_max_model_length"}
+KEYS = {
+    "gpu_memory_utilization": "vllm_gpu_memory_utilization",
+    "max_model_len": "vllm_max_model_length",
+    "enable_return_routed_experts": "replay_routing",
+}
 
 
 def why_no_vllm() -> str | None:
@@ -44,6 +49,8 @@ class VLLMRollouts(VLLMGeneration):
       [`r1llama.serving.weights.reload`]. Adapters are merged on the way, and the weights under them stay as they were,
       bit by bit; TRL has no sync of adapters alone.
     - The noise of sampling is torch's, seeded by the trainer and part of its checkpoints: runs repeat and resume.
+    - With `returns_experts` the engine tells which experts each token used, where [`why_no_experts`] is None:
+      `routed_experts` are those of the newest rollouts, `(T - 1, layers, K)` each.
 
     Args:
         args, kwargs: As TRL's trainers give them.
@@ -51,6 +58,20 @@ class VLLMRollouts(VLLMGeneration):
     Raises:
         RecipeError: The engine does not start.
     """
+
+    routed_experts: list
+
+    def __init__(self, *args, returns_experts: bool = False, **kwargs):
+        self.returns_experts = returns_experts
+        super().__init__(*args, **kwargs)
+
+    def why_no_experts(self) -> str | None:
+        """What keeps the engine from telling the experts of a model that has some; None if nothing does."""
+        if self.mode == "server":
+            return "rollouts come from a server without their expert ids"
+        if "linear_attention" in getattr(self.model.config, "layer_types", ()):
+            return "vLLM keeps expert ids beside its prefix cache, and linear attention has none"
+        return None
 
     def _init_vllm(self):
         if self.mode == "server":
@@ -77,15 +98,16 @@ class VLLMRollouts(VLLMGeneration):
 
     def _engine(self, folder: str, seed: int):
         """An engine without weights."""
-        from vllm import LLM
         from vllm.platforms import current_platform
 
         from r1llama import serving
+        from r1llama.serving.rollouts import RolloutLLM
 
         serving.register()
         model = self.model
         cpu = {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE} if current_platform.is_cpu() else {}
-        return LLM(
+        has_experts = model.config.model_type == "r1llama" and model.config.num_experts > 0
+        return RolloutLLM(
             folder,
             load_format="dummy",
             dtype=PRECISIONS.get(self.accelerator.mixed_precision, model.dtype),
@@ -99,6 +121,7 @@ class VLLMRollouts(VLLMGeneration):
             enable_sleep_mode=self.enable_sleep_mode,
             model_impl=self.model_impl,
             trust_remote_code=self.trust_remote_code,
+            enable_return_routed_experts=self.returns_experts and has_experts and self.why_no_experts() is None,
             logprobs_mode="processed_logprobs",  # with temperature: what the importance ratios need
             **cpu,
         )
@@ -127,6 +150,13 @@ class VLLMRollouts(VLLMGeneration):
             self._llm_weights_sleeping = False
         self.llm.collective_rpc(reload, args=(self._iter_named_params(),))
         self.llm.reset_prefix_cache()
+
+    def generate(self, prompts, *args, **kwargs):
+        generated = super().generate(prompts, *args, **kwargs)
+        if self.mode == "colocate":  # a group for tensor parallelism writes the rollouts of all its processes
+            rank = torch.distributed.get_rank(self.tp_group) if self.tensor_parallel_size > 1 else 0
+            self.routed_experts = self.llm.routed_experts[rank * len(prompts) : (rank + 1) * len(prompts)]
+        return generated
 
     def close(self):
         """End a colocated engine, before the processes that it runs in part."""
@@ -188,10 +218,11 @@ def launched(accelerator):
 
 
 @contextlib.contextmanager
-def in_place_of_trls():
-    """Inside, TRL's trainers make their rollouts by [`VLLMRollouts`]; TRL names its class and takes no other."""
+def in_place_of_trls(**arguments):
+    """Inside, TRL's trainers make their rollouts by [`VLLMRollouts`], with `arguments`; TRL names its class and takes
+    no other."""
     trls = grpo_trainer.VLLMGeneration
-    grpo_trainer.VLLMGeneration = VLLMRollouts
+    grpo_trainer.VLLMGeneration = partial(VLLMRollouts, **arguments)
     try:
         yield
     finally:
