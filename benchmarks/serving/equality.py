@@ -28,7 +28,6 @@ def rows(quick: bool, device: str):
                 kv_cache_memory_bytes=64 << 20,
             ) as llm:
                 served = write(llm, prompts(), NEW_TOKENS, logprobs=True)
-                is_latent = llm.llm_engine.vllm_config.model_config.use_mla
         model.to(device)
         same, difference = 0, 0.0
         for prompt, tokens, logprobs in zip(prompts(), *served, strict=True):
@@ -44,6 +43,6 @@ def rows(quick: bool, device: str):
             same,
             len(prompts()),
             unit=f"of {len(prompts())} texts equal over {NEW_TOKENS} tokens",
-            note="latent cache" if is_latent else "",
+            note="latent cache" if model.config.kv_lora_rank else "",
             error=difference,
         )

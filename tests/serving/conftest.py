@@ -43,13 +43,18 @@ def serve(tmp_path, monkeypatch):
 
 
 def generate(engine, prompt_ids, new_tokens=NEW_TOKENS, **arguments):
-    """The tokens that vLLM writes for each prompt, and their log-probabilities."""
+    """For each prompt, the tokens that vLLM writes and their log-probabilities."""
+    return [(tokens, logprobs) for tokens, logprobs, _ in generate_cached(engine, prompt_ids, new_tokens, **arguments)]
+
+
+def generate_cached(engine, prompt_ids, new_tokens=NEW_TOKENS, **arguments):
+    """As `generate`, and how many tokens of the prompt were in the cache."""
     from vllm import SamplingParams
 
     parameters = SamplingParams(temperature=0, max_tokens=new_tokens, logprobs=0, detokenize=False)
     inputs = [{"prompt_token_ids": ids} for ids in prompt_ids]
-    outputs = engine.generate(inputs, parameters, use_tqdm=False, **arguments)
-    for output in (output.outputs[0] for output in outputs):
+    for request in engine.generate(inputs, parameters, use_tqdm=False, **arguments):
+        output = request.outputs[0]
         tokens = list(output.token_ids)
         logprobs = [step[token].logprob for step, token in zip(output.logprobs, tokens, strict=True)]
-        yield tokens, torch.tensor(logprobs)
+        yield tokens, torch.tensor(logprobs), request.num_cached_tokens

@@ -84,3 +84,13 @@ def greedy(model, prompt):
     tokens = output.sequences[0, len(prompt) :]
     logprobs = torch.cat(output.logits).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
     return tokens.tolist(), logprobs.cpu()
+
+
+@torch.no_grad()
+def assert_greedy(model, prompt, tokens, logprobs):
+    """Each token is the one that transformers holds most likely after those before it, as likely as it does: by
+    induction, the text is what `generate` writes."""
+    logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+    assert tokens == logits.argmax(-1).tolist()
+    expected = logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
+    torch.testing.assert_close(logprobs, expected, atol=1e-4, rtol=1e-4)

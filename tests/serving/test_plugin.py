@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from r1llama import serving
 from r1llama.model import lora_targets
 
-from .conftest import generate
-from .models import EXPERTS, LATENT, LINEAR, MODELS, greedy, prompts, tiny_model
+from .conftest import generate, generate_cached
+from .models import EXPERTS, LATENT, LINEAR, MODELS, NEW_TOKENS, assert_greedy, prompts, tiny_model
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -21,23 +21,42 @@ def test_text_is_that_of_transformers(serve, name):
     model = tiny_model(**MODELS[name])
     engine = serve(model)
     for prompt, (tokens, logprobs) in zip(prompts(), generate(engine, prompts()), strict=True):
-        expected_tokens, expected_logprobs = greedy(model, prompt)
-        assert tokens == expected_tokens
-        torch.testing.assert_close(logprobs, expected_logprobs, atol=1e-4, rtol=0)
+        assert len(tokens) == NEW_TOKENS
+        assert_greedy(model, prompt, tokens, logprobs)
 
     config, settings = model.config, engine.llm_engine.vllm_config
-    has_latent_cache = name.startswith("wide-latent") or name == "everything-wide"
-    assert settings.model_config.use_mla == has_latent_cache
-    assert settings.scheduler_config.enable_chunked_prefill == (not has_latent_cache)  # vLLM's rule on a CPU
-    assert settings.cache_config.enable_prefix_caching == (not has_latent_cache and LINEAR not in config.layer_types)
+    assert settings.scheduler_config.enable_chunked_prefill
+    assert settings.cache_config.enable_prefix_caching == (LINEAR not in config.layer_types)
+    if config.kv_lora_rank and LINEAR not in config.layer_types:
+        width = config.kv_lora_rank + config.qk_rope_head_dim
+        (cache,) = {tuple(cache.shape[1:]) for cache in engine.apply_model(latent_caches)[0]}
+        assert cache == (settings.cache_config.block_size, width)
     runners = engine.apply_model(fused_experts)[0]
     assert runners == (config.num_hidden_layers - config.first_k_dense_replace if config.num_experts else 0)
+
+
+def latent_caches(model):
+    return [layer.self_attn.kv_cache for layer in model.model.layers]
 
 
 def fused_experts(model):
     from vllm.model_executor.layers.fused_moe import MoERunner
 
     return sum(isinstance(module, MoERunner) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["grouped", "latent-yarn", "wide-latent-experts"])
+def test_a_prefix_is_read_from_the_cache(serve, name):
+    """Texts of a group share their prompt, and so do those with other ends."""
+    model = tiny_model(**MODELS[name])
+    engine = serve(model, block_size=32, max_num_batched_tokens=64)
+    shared = prompts()[-1][:70]
+    group = [shared + prompt for prompt in prompts()[-5:]]
+    for expected_cached, batch in ((0, group[:1]), (64, group), (64, group[::-1])):
+        outputs = generate_cached(engine, batch, max_tokens=8)
+        for prompt, (tokens, logprobs, cached) in zip(batch, outputs, strict=True):
+            assert_greedy(model, prompt, tokens, logprobs)
+            assert cached >= expected_cached
 
 
 @pytest.mark.parametrize("name", ["latent", "hybrid"])
@@ -59,17 +78,15 @@ def test_an_adapter_is_what_it_is_merged(serve, tmp_path, name):
 
     outputs = generate(engine, prompts(), lora_request=LoRARequest("adapter", 1, str(tmp_path)))
     for prompt, (tokens, logprobs) in zip(prompts(), outputs, strict=True):
-        expected_tokens, expected_logprobs = greedy(model, prompt)
-        assert tokens == expected_tokens
-        torch.testing.assert_close(logprobs, expected_logprobs, atol=1e-4, rtol=0)
+        assert_greedy(model, prompt, tokens, logprobs)
 
 
 def test_texts_that_do_not_fit_together_wait(serve):
     """Little memory: vLLM drops texts midway and begins them again."""
     model = tiny_model(**MODELS["everything"])
     engine = serve(model, kv_cache_memory_bytes=300_000, block_size=32, max_num_seqs=16)
-    for prompt, (tokens, _) in zip(prompts(), generate(engine, prompts()), strict=True):
-        assert tokens == greedy(model, prompt)[0]
+    for prompt, (tokens, logprobs) in zip(prompts(), generate(engine, prompts()), strict=True):
+        assert_greedy(model, prompt, tokens, logprobs)
 
 
 def test_trainers_find_their_own_class(serve):

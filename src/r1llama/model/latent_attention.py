@@ -13,7 +13,7 @@ Absorbed (decode): the same products in another order, so that the cache is read
     q~_h = [q_h^nope W_UK^h^T ; q_h^pe]    s = q~_h [c ; k_pe]^T scale    o_h = (softmax(s) c) W_UV^h
 
 That is attention with one head of keys, [c ; k_pe], whose values are the keys again: the last dr channels
-of its output are not used. What it costs and saves is counted in `is_absorbed`.
+of its output are not used. What it costs and saves is counted in `is_cheaper_absorbed`.
 
 Shapes: B batch, H heads, S new tokens, T cached and new tokens, r kv_lora_rank, dn / dr / dv the head dims.
 """
@@ -137,15 +137,17 @@ class R1LlamaLatentAttention(nn.Module):
         return torch.cat([k_nope, k_pe.expand(-1, self.num_heads, -1, -1)], dim=-1), value
 
     def is_absorbed(self, S: int, T: int) -> bool:
-        """Whether absorbing costs fewer multiplications than expanding.
-
-        For one head, expanding takes `T r (dn + dv)` to make keys and values and `S T (dn + dr + dv)` to use them;
-        absorbing takes `S r (dn + dv)` for queries and outputs and `S T (2r + dr)` in between. A rank of less than
-        half of dn + dv is always absorbed, also in training.
-        """
+        """Whether absorbing costs fewer multiplications than expanding, and the attention function is one for it."""
         implementation = self.config._attn_implementation
         if implementation != "sdpa" and not (implementation in FLASH and S == 1):
             return False
+        return self.is_cheaper_absorbed(S, T)
+
+    def is_cheaper_absorbed(self, S: int, T: int) -> bool:
+        """For one head, expanding takes `T r (dn + dv)` to make keys and values and `S T (dn + dr + dv)` to use them;
+        absorbing takes `S r (dn + dv)` for queries and outputs and `S T (2r + dr)` in between. A rank of less than
+        half of dn + dv is always absorbed, also in training.
+        """
         r, expanded_dim = self.kv_lora_rank, self.qk_nope_head_dim + self.v_head_dim
         return S * T * (2 * r - expanded_dim) < r * expanded_dim * (T - S)
 

@@ -7,9 +7,15 @@ kinds of cache its layers need:
     full and linear attention   R1LlamaHybridForCausalLM    R1LlamaHybridMoEForCausalLM
     linear attention            R1LlamaLinearForCausalLM    R1LlamaLinearMoEForCausalLM
 
-Latent attention runs on vLLM's own path, with its latent cache, where a backend of the device takes a latent of this
-width. Elsewhere its keys and values are expanded and cached as those of ordinary attention: the same numbers, and no
-saving of memory.
+Of latent attention, vLLM caches the latents:
+
+    CPU   any width; our own layer (`latent`)
+    CUDA  any width in half precision; vLLM's own layer, whose Triton backend takes the widths that the others do not.
+          Its prefill reads a cached context of 320 and 576 channels only, so elsewhere a prompt is read in one piece.
+
+In fp32 on CUDA, and there with adapters too, which vLLM's layer leaves out of decoding, the keys and values are made
+from the latents and cached as those of ordinary attention: the same numbers, and no saving of memory.
+VLLM_MLA_DISABLE=1 does that everywhere.
 """
 
 import logging
@@ -25,14 +31,14 @@ from vllm.transformers_utils.model_arch_config_convertor import (
     ModelArchConfigConvertorBase,
 )
 from vllm.triton_utils import HAS_TRITON
+from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
-from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 import r1llama  # noqa: F401  registers the config
 
 logger = logging.getLogger("vllm.r1llama")
 
-LATENT_WIDTHS = (576,)  # kv_lora_rank + qk_rope_head_dim of DeepSeek-V3, what every backend of vLLM takes
+GATHERED_WIDTHS = (320, 576)  # of a latent and its rotary key: what vLLM's CUDA kernel gathers for prefill
 
 
 def is_linear(config) -> bool:
@@ -51,9 +57,7 @@ def architecture(config) -> str:
 
 def has_latent_cache(config) -> bool:
     """Whether vLLM caches latents, rather than the keys and values made from them."""
-    if config.kv_lora_rank is None or envs.VLLM_MLA_DISABLE:
-        return False
-    return config.kv_lora_rank + config.qk_rope_head_dim in LATENT_WIDTHS
+    return config.kv_lora_rank is not None and not envs.VLLM_MLA_DISABLE and not getattr(config, "is_expanded", False)
 
 
 class R1LlamaArchConfigConvertor(ModelArchConfigConvertorBase):
@@ -66,7 +70,8 @@ class R1LlamaArchConfigConvertor(ModelArchConfigConvertorBase):
         return [ours]
 
     def is_deepseek_mla(self) -> bool:
-        return has_latent_cache(self.hf_config)
+        """Whether vLLM's own layer of latent attention runs."""
+        return has_latent_cache(self.hf_config) and not current_platform.is_cpu()
 
     def get_head_size(self) -> int:
         config = self.hf_config
@@ -78,7 +83,9 @@ class R1LlamaArchConfigConvertor(ModelArchConfigConvertorBase):
 
     def get_total_num_kv_heads(self) -> int:
         config = self.hf_config
-        return config.num_key_value_heads if config.kv_lora_rank is None else config.num_attention_heads
+        if config.kv_lora_rank is None:
+            return config.num_key_value_heads
+        return 1 if has_latent_cache(config) else config.num_attention_heads
 
 
 class R1LlamaVllmConfig(VerifyAndUpdateConfig):
@@ -87,10 +94,11 @@ class R1LlamaVllmConfig(VerifyAndUpdateConfig):
     @classmethod
     def verify_and_update_config(cls, vllm_config: VllmConfig) -> None:
         config = vllm_config.model_config.hf_config
-        is_bf16 = vllm_config.model_config.dtype == torch.bfloat16
-        if has_latent_cache(config) and current_platform.is_cpu() and not is_bf16:
-            # Not the one that vLLM prefers where a processor has AMX: it is for bf16 alone
-            vllm_config.attention_config.backend = AttentionBackendEnum.CPU_MLA
+        if has_latent_cache(config):
+            if current_platform.is_cpu():
+                _cache_latents_on_cpu(vllm_config)
+            else:
+                _cache_latents_on_cuda(vllm_config)
         _check_head_size(vllm_config.model_config)
         if config.num_experts and vllm_config.lora_config is not None and not HAS_TRITON:
             raise ValueError("vLLM's adapters beside fused experts need Triton, which is not here: merge the adapter")
@@ -106,6 +114,35 @@ class R1LlamaVllmConfig(VerifyAndUpdateConfig):
                 from r1llama.serving.routing import return_experts  # starts vLLM's worker, which asks for this module
 
                 return_experts(vllm_config)
+
+
+def _cache_latents_on_cpu(vllm_config: VllmConfig) -> None:
+    cache_config = vllm_config.cache_config
+    if (
+        kv_cache_dtype_str_to_dtype(cache_config.cache_dtype, vllm_config.model_config)
+        != vllm_config.model_config.dtype
+    ):
+        raise ValueError(
+            f"kv_cache_dtype {cache_config.cache_dtype!r}: on a CPU, latents are cached in the dtype of the model"
+        )
+    if not cache_config.user_specified_block_size:
+        # vLLM's 128 for its C++ kernels would keep no prefix that is shorter
+        cache_config.block_size, cache_config.user_specified_block_size = 32, True
+
+
+def _cache_latents_on_cuda(vllm_config: VllmConfig) -> None:
+    model_config, config = vllm_config.model_config, vllm_config.model_config.hf_config
+    if model_config.dtype == torch.float32 or vllm_config.lora_config is not None:
+        config.is_expanded = True
+        convertor = R1LlamaArchConfigConvertor(config, config)
+        sizes = model_config.model_arch_config
+        sizes.is_deepseek_mla = convertor.is_deepseek_mla()
+        sizes.head_size, sizes.total_num_kv_heads = convertor.get_head_size(), convertor.get_total_num_kv_heads()
+    elif config.kv_lora_rank + config.qk_rope_head_dim not in GATHERED_WIDTHS:
+        logger.info("A latent of this width: chunked prefill and prefix caching are off")
+        scheduler = vllm_config.scheduler_config
+        scheduler.enable_chunked_prefill = vllm_config.cache_config.enable_prefix_caching = False
+        scheduler.max_num_batched_tokens = max(model_config.max_model_len, scheduler.max_num_batched_tokens)
 
 
 def _check_head_size(model_config) -> None:
@@ -135,8 +172,11 @@ class R1LlamaRecurrentVllmConfig(R1LlamaVllmConfig):
         if vllm_config.cache_config.enable_prefix_caching:
             logger.info("Linear attention keeps no state of a prefix: prefix caching is off")
             vllm_config.cache_config.enable_prefix_caching = False
-        if vllm_config.compilation_config.cudagraph_mode not in (None, CUDAGraphMode.NONE):
-            vllm_config.compilation_config.cudagraph_mode = CUDAGraphMode.PIECEWISE  # the state is updated outside
+        compilation = vllm_config.compilation_config
+        if compilation.cudagraph_mode not in (None, CUDAGraphMode.NONE):
+            compilation.cudagraph_mode = CUDAGraphMode.PIECEWISE  # the state is updated outside
+        # Of this config alone: what vLLM splits a graph at, and leaves out of its pieces, follows from it
+        compilation._attention_ops = [*compilation._attention_ops, "vllm::r1llama_linear_attention"]
         MambaModelConfig.verify_and_update_config(vllm_config)
 
 

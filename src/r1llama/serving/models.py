@@ -6,14 +6,18 @@ attention, and a backbone without masks, since vLLM knows of every token which t
 """
 
 from transformers import AutoModel
+from vllm.distributed.utils import get_pp_indices
 from vllm.model_executor.layers.attention import Attention, MLAAttention
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.models.transformers import TransformersForCausalLM, TransformersMoEForCausalLM
 from vllm.model_executor.models.transformers.base import VLLM_ATTN_ATTR
 from vllm.model_executor.models.transformers.fusers.attention import VLLM_MLA_ATTN_IMPL
+from vllm.platforms import current_platform
 
 from r1llama.model import R1LlamaConfig, R1LlamaModel
 
 from .architectures import has_latent_cache
+from .latent import ServedLatentAttention
 from .linear import ServedLinearAttention, memory_dtypes, memory_shapes
 
 
@@ -30,6 +34,8 @@ class ServedR1LlamaModel(R1LlamaModel):
         for i, layer_type in enumerate(config.layer_types):
             if layer_type == "linear_attention":
                 self.layers[i].self_attn = ServedLinearAttention(config, i)
+            elif has_latent_cache(config) and current_platform.is_cpu():
+                self.layers[i].self_attn = ServedLatentAttention(config, i)
 
     def forward(self, input_ids=None, position_ids=None, inputs_embeds=None, **kwargs):
         """Tokens of all texts in one row: `input_ids` and `position_ids` `(1, T)`, or `inputs_embeds`
@@ -49,6 +55,37 @@ class ServedMixin:
         self.config = self.text_config = ServedR1LlamaConfig.from_dict(self.config.to_dict())
         super()._patch_config()
 
+    def _create_attention_instances(self):
+        """For the layers that have none of their own: vLLM's expects as many as there are layers."""
+        config, is_latent = self.config, self.model_config.use_mla
+        if is_latent:
+            config._attn_implementation = VLLM_MLA_ATTN_IMPL
+        for i in range(
+            *get_pp_indices(config.num_hidden_layers, self.pp_group.rank_in_group, self.pp_group.world_size)
+        ):
+            layer = self.model.layers[i].self_attn
+            if isinstance(layer, ServedLatentAttention):
+                layer.kv_b_proj._cpu_skip_gemm_dispatch = True  # its weight is read as it is
+                self.compilation_config.static_forward_context[layer.layer_name] = layer
+            if isinstance(layer, AttentionLayerBase):
+                continue
+            sizes = self.model_config.model_arch_config
+            arguments = {
+                "num_heads": self.model_config.get_num_attention_heads(self.parallel_config),
+                "scale": layer.scaling,
+                "cache_config": self.cache_config,
+                "quant_config": self.quant_config,
+                "prefix": f"{i}.attn",
+            }
+            if is_latent:
+                for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "q_lora_rank", "kv_lora_rank"):
+                    arguments[name] = getattr(config, name)
+                attention = MLAAttention(**arguments, kv_b_proj=layer.kv_b_proj)
+            else:
+                num_kv_heads = self.model_config.get_num_kv_heads(self.parallel_config)
+                attention = Attention(**arguments, head_size=sizes.head_size, num_kv_heads=num_kv_heads)
+            setattr(layer, VLLM_ATTN_ATTR, attention)
+
 
 class RecurrentMixin(ServedMixin):
     """Some layers have linear attention: no keys and values, but a memory of fixed size."""
@@ -62,32 +99,6 @@ class RecurrentMixin(ServedMixin):
     @classmethod
     def get_mamba_state_dtype_from_config(cls, vllm_config):
         return memory_dtypes(vllm_config.model_config.hf_config, vllm_config.model_config.dtype)
-
-    def _create_attention_instances(self):
-        """For the layers with full attention: vLLM's own expects no others."""
-        config = self.config
-        is_latent = has_latent_cache(config)
-        if is_latent:
-            config._attn_implementation = VLLM_MLA_ATTN_IMPL
-        for i, layer_type in enumerate(config.layer_types):
-            if layer_type == "linear_attention":
-                continue
-            layer = self.model.layers[i].self_attn
-            arguments = {
-                "num_heads": config.num_attention_heads,
-                "scale": layer.scaling,
-                "cache_config": self.cache_config,
-                "quant_config": self.quant_config,
-                "prefix": f"{i}.attn",
-            }
-            if is_latent:
-                for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "q_lora_rank", "kv_lora_rank"):
-                    arguments[name] = getattr(config, name)
-                attention = MLAAttention(**arguments, kv_b_proj=layer.kv_b_proj)
-            else:
-                sizes = self.model_config.model_arch_config
-                attention = Attention(**arguments, head_size=sizes.head_size, num_kv_heads=sizes.total_num_kv_heads)
-            setattr(layer, VLLM_ATTN_ATTR, attention)
 
 
 class R1LlamaForCausalLM(ServedMixin, TransformersForCausalLM):
