@@ -59,6 +59,45 @@ def test_a_prefix_is_read_from_the_cache(serve, name):
             assert cached >= expected_cached
 
 
+def config_off_cpu(folder, monkeypatch, **arguments):
+    """What vLLM is told where the device is no CPU, as far as it goes without one."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    from r1llama.serving import architectures
+
+    monkeypatch.setattr(architectures, "current_platform", types.SimpleNamespace(is_cpu=lambda: False))
+    return EngineArgs(str(folder), skip_tokenizer_init=True, max_model_len=160, **arguments).create_engine_config()
+
+
+@pytest.mark.parametrize("name", ["latent", "wide-latent"])
+@pytest.mark.parametrize("arguments", [{}, {"dtype": "float32"}, {"enable_lora": True}])
+def test_off_the_cpu_latents_are_cached_where_a_backend_takes_them(tmp_path, monkeypatch, name, arguments):
+    pytest.importorskip("vllm")
+    model = tiny_model(**MODELS[name])
+    model.save_pretrained(tmp_path)
+    config = config_off_cpu(tmp_path, monkeypatch, **{"dtype": "bfloat16"} | arguments).model_config
+    rank, rope, nope = (getattr(model.config, key) for key in ("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim"))
+    assert config.use_mla == (not arguments)
+    assert config.get_head_size() == (nope + rope if arguments else rank + rope)
+    assert config.get_total_num_kv_heads() == (2 if arguments else 1)
+
+
+def test_cuda_graphs_are_split_at_linear_attention():
+    pytest.importorskip("vllm")
+    from vllm.config import CompilationConfig
+    from vllm.config.compilation import CompilationMode, CUDAGraphMode
+
+    from r1llama.serving.architectures import split_graphs
+
+    compilation = CompilationConfig(mode=CompilationMode.VLLM_COMPILE, cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE)
+    split_graphs(compilation)
+    compilation.set_splitting_ops_for_v1(all2all_backend="naive", data_parallel_size=1)
+    assert compilation.cudagraph_mode == CUDAGraphMode.PIECEWISE
+    assert compilation.splitting_ops_contain_attention()
+    assert "vllm::r1llama_linear_attention" in compilation.splitting_ops
+    assert "vllm::r1llama_linear_attention" not in CompilationConfig._attention_ops
+
+
 @pytest.mark.parametrize("name", ["latent", "hybrid"])
 def test_an_adapter_is_what_it_is_merged(serve, tmp_path, name):
     from vllm.lora.request import LoRARequest

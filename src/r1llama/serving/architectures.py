@@ -22,7 +22,7 @@ import logging
 
 import torch
 from vllm import ModelRegistry, envs
-from vllm.config import VllmConfig
+from vllm.config import CompilationConfig, VllmConfig
 from vllm.config.compilation import CUDAGraphMode
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, MambaModelConfig, VerifyAndUpdateConfig
 from vllm.platforms import current_platform
@@ -172,12 +172,16 @@ class R1LlamaRecurrentVllmConfig(R1LlamaVllmConfig):
         if vllm_config.cache_config.enable_prefix_caching:
             logger.info("Linear attention keeps no state of a prefix: prefix caching is off")
             vllm_config.cache_config.enable_prefix_caching = False
-        compilation = vllm_config.compilation_config
-        if compilation.cudagraph_mode not in (None, CUDAGraphMode.NONE):
-            compilation.cudagraph_mode = CUDAGraphMode.PIECEWISE  # the state is updated outside
-        # Of this config alone: what vLLM splits a graph at, and leaves out of its pieces, follows from it
-        compilation._attention_ops = [*compilation._attention_ops, "vllm::r1llama_linear_attention"]
+        split_graphs(vllm_config.compilation_config)
         MambaModelConfig.verify_and_update_config(vllm_config)
+
+
+def split_graphs(compilation: CompilationConfig) -> None:
+    """Linear attention reads how many texts there are, and updates their states, between a CUDA graph's pieces."""
+    if compilation.cudagraph_mode not in (None, CUDAGraphMode.NONE):
+        compilation.cudagraph_mode = CUDAGraphMode.PIECEWISE
+    # Of this config alone. What vLLM splits at, it makes from this list, unless the user has said what
+    compilation._attention_ops = [*compilation._attention_ops, "vllm::r1llama_linear_attention"]
 
 
 def register() -> None:
