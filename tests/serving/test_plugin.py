@@ -51,9 +51,9 @@ def test_a_prefix_is_read_from_the_cache(serve, name):
     model = tiny_model(**MODELS[name])
     engine = serve(model, block_size=32, max_num_batched_tokens=64)
     shared = prompts()[-1][:70]
-    group = [shared + prompt for prompt in prompts()[-5:]]
+    group = [shared + prompt for prompt in prompts()[-6:-1]]
     for expected_cached, batch in ((0, group[:1]), (64, group), (64, group[::-1])):
-        outputs = generate_cached(engine, batch, max_tokens=8)
+        outputs = generate_cached(engine, batch, new_tokens=8)
         for prompt, (tokens, logprobs, cached) in zip(batch, outputs, strict=True):
             assert_greedy(model, prompt, tokens, logprobs)
             assert cached >= expected_cached

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from .conftest import generate
-from .models import EXPERTS, LATENT, MODELS, WIDE_LATENT, greedy, prompts, tiny_model
+from .models import EXPERTS, LATENT, MODELS, WIDE_LATENT, assert_greedy, prompts, tiny_model
 
 FAMILIES = {
     "grouped-tied": MODELS["grouped-tied"],
@@ -23,15 +23,14 @@ def test_reloaded_weights_are_those_of_transformers(serve, name):
     weights = model.state_dict()
     if model.config.tie_word_embeddings:
         del weights["lm_head.weight"]  # a trainer sends it once
+    torch.manual_seed(1)  # under some, two experts tie, and rounding chooses between them
     for _ in range(2):  # the second finds what the first left
         for path, tensor in weights.items():
             tensor += torch.randn_like(tensor) * (0.3 if path.endswith("e_score_correction_bias") else 0.05)
         engine.collective_rpc(reload, args=(weights.items(),))
         engine.reset_prefix_cache()
         for prompt, (tokens, logprobs) in zip(prompts(), generate(engine, prompts()), strict=True):
-            expected_tokens, expected_logprobs = greedy(model, prompt)
-            assert tokens == expected_tokens
-            torch.testing.assert_close(logprobs, expected_logprobs, atol=1e-4, rtol=0)
+            assert_greedy(model, prompt, tokens, logprobs)
 
 
 def test_an_unknown_weight_is_refused(serve):
