@@ -41,7 +41,7 @@ class Server:
                 start_new_session=True,  # its engine and workers end with it
             )
 
-    def wait(self, seconds: float = 300) -> "Server":
+    def wait(self, seconds: float = 600) -> "Server":
         """Until it answers."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and self.process.poll() is None:

@@ -141,6 +141,8 @@ def test_refusals_come_before_the_engine(tmp_path, talker, monkeypatch):
         other.listen()
         port = other.getsockname()[1]
         assert f"port {port} is in use" in refusal(talker, "--host", "127.0.0.1", "--port", port)
+    monkeypatch.setenv("VLLM_PLUGINS", "another")
+    assert "VLLM_PLUGINS=another keeps r1llama's plugin out" in refusal(talker)
     monkeypatch.setattr("vllm.__version__", "0.33.0")
     assert "this is vLLM 0.33.0" in refusal(talker)
 

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import socket
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from r1llama.serving import TESTED, is_tested
@@ -67,6 +68,11 @@ def check_vllm() -> None:
 
     if not is_tested(version):
         raise ServeError(f"this is vLLM {version}, and r1llama's plugin is tested with {TESTED}: install one of these")
+    # Each of vLLM's processes looks for the plugin by itself
+    if not entry_points(group="vllm.general_plugins", name="r1llama"):
+        raise ServeError("r1llama is not installed here, so vLLM does not find its plugin: `pip install r1llama`")
+    if (allowed := os.environ.get("VLLM_PLUGINS")) is not None and "r1llama" not in allowed.split(","):
+        raise ServeError(f"VLLM_PLUGINS={allowed} keeps r1llama's plugin out: add r1llama to it, or unset it")
 
 
 def parse(argv: list[str]):
@@ -164,9 +170,9 @@ def set_rollouts(args) -> None:
     args.host = args.host or "127.0.0.1"
     args.logprobs_mode = "processed_logprobs"  # of the distribution that was sampled from
     args.max_logprobs = -1
+    args.worker_extension_cls = args.worker_extension_cls or "r1llama.serving.transfer.FileReload"
     if current_platform.is_cpu():
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the trainer wants the cores that wait
-        args.worker_extension_cls = args.worker_extension_cls or "r1llama.serving.transfer.FileReload"
     elif args.weight_transfer_config is None:
         from vllm.config import WeightTransferConfig
 

@@ -1,4 +1,4 @@
-"""New weights for a server without CUDA: a file that trainer and server both see."""
+"""New weights where trainer or server has no CUDA, and NCCL so no use: in a file that both see."""
 
 from safetensors import safe_open
 

@@ -24,6 +24,7 @@ from r1llama.training.completions import CompletionTables
 from r1llama.training.curriculum import by_pass_rate
 from r1llama.training.grpo_trainer import R1GRPOTrainer
 from r1llama.training.recipe import RecipeError
+from r1llama.training.vllm_client import check_server
 from r1llama.training.vllm_rollouts import why_no_vllm
 
 OVERLONG_WEIGHT = 0.5  # see `r1llama.training.algorithms`
@@ -155,6 +156,9 @@ def main(argv: list[str]) -> dict[str, float]:
         stage.log.warning("for exact resuming, make `save_steps` a multiple of %d, the steps per generation", period)
     if args.algorithm and rounds <= training_args.gradient_accumulation_steps:
         stage.log.info("each rollout is used for one update: all ratios are 1, and no clip of `epsilon` ever acts")
+    if training_args.use_vllm and training_args.vllm_mode == "server":
+        precision = "bfloat16" if training_args.bf16 else "float16" if training_args.fp16 else model_args.dtype
+        check_server(training_args, precision, longest + training_args.max_completion_length)
     stage.record(values, resume_from)
 
     trainer = R1GRPOTrainer(

@@ -6,7 +6,9 @@ import os
 import numpy as np
 from safetensors.torch import load_model, save_model
 
+from r1llama.training.checkpoint import checkpoints
 from r1llama.training.dynamic_sampling import DynamicSamplingGRPOTrainer
+from r1llama.training.vllm_client import ServerLost
 
 log = logging.getLogger("r1llama")
 
@@ -30,6 +32,21 @@ class R1GRPOTrainer(DynamicSamplingGRPOTrainer):
         if self.renews_reference and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             log.warning("`sync_ref_model` under ZeRO or FSDP: a resumed run starts again from the first reference")
             self.renews_reference = False
+
+    def train(self, *args, **kwargs):
+        try:
+            return super().train(*args, **kwargs)
+        except ServerLost as error:
+            step, last = self.state.global_step, self.state.max_steps
+            saved = next((at for at, _ in checkpoints(self.args.output_dir)), 0)
+            if step > saved:  # its rollouts were the first thing that the next step asked for
+                self._save_checkpoint(self.model_wrapped, trial=None)
+            kept = f"checkpoint-{step} holds it" if step else "there was none"
+            raise ServerLost(
+                f"{error}. The last finished step was {step} of {last}, and {kept}: once the server runs again, the "
+                "same command continues",
+                of_all=True,
+            ) from error
 
     def _generate_and_score_completions(self, inputs):
         for index, points in self.reward_schedules.items():

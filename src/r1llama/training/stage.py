@@ -334,6 +334,7 @@ def train(trainer, args: StageArguments, stage: str, resume_from: str | None) ->
             f"stopped by {signal.Signals(signals.received).name} after step {step} of {last}, with checkpoint-{step}: "
             "the same command continues",
             status=128 + signals.received,
+            of_all=True,
         )
     if step == began:
         del metrics["train_loss"]  # a mean over no steps
@@ -380,7 +381,7 @@ def run(main) -> None:
     try:
         main(sys.argv[1:])
     except RunStopped as error:
-        if error.status < 128 or os.environ.get("RANK", "0") == "0":  # a signal stops all: one process says it
+        if not error.of_all or os.environ.get("RANK", "0") == "0":
             print(f"r1llama: {error}", file=sys.stderr)
         sys.exit(error.status)
     except (RecipeError, DataError) as error:

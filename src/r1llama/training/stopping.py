@@ -39,11 +39,12 @@ class RunStopped(RuntimeError):
     Args:
         message: For the user.
         status: The process's exit status.
+        of_all: Every process ends so, and one of them says it.
     """
 
-    def __init__(self, message: str, status: int = 1):
+    def __init__(self, message: str, status: int = 1, of_all: bool = False):
         super().__init__(message)
-        self.status = status
+        self.status, self.of_all = status, of_all
 
 
 class StopSignals(TrainerCallback):

@@ -13,12 +13,13 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import GenerationConfig
-from trl.generation.vllm_generation import VLLMGeneration, empty_cache
+from trl.generation.vllm_generation import empty_cache
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import ensure_master_addr_port
 
 from r1llama.serving import TESTED, is_tested
 from r1llama.training.recipe import RecipeError
+from r1llama.training.vllm_client import ServerRollouts
 
 CPU_CACHE = 1 << 30  # bytes, where VLLM_CPU_KVCACHE_SPACE does not say otherwise
 BATCHED_TOKENS = 4096  # as TRL has it
@@ -39,7 +40,7 @@ def why_no_vllm() -> str | None:
     return "vLLM is not installed (`pip install 'r1llama[vllm]'`)"
 
 
-class VLLMRollouts(VLLMGeneration):
+class VLLMRollouts(ServerRollouts):
     """Colocated, it differs from TRL's in what the engine samples from:
 
     - The model that is trained: its config and tokenizer make the engine, and its weights come with the first sync.
