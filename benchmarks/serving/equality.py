@@ -6,12 +6,27 @@ The weights are random and wide, so that a wrong mask, position or route moves t
 import tempfile
 
 import torch
-from tests.serving.models import MODELS, NEW_TOKENS, greedy, prompts, tiny_model
+from tests.serving.models import MODELS, NEW_TOKENS, prompts, tiny_model
 
 from benchmarks.architecture.measure import Row
 from benchmarks.serving.engine import engine, write
 
 QUICK = ("grouped-tied", "latent", "everything")
+
+
+@torch.no_grad()
+def greedy(model, prompt):
+    """The tokens that transformers writes, and their log-probabilities."""
+    output = model.generate(
+        torch.tensor([prompt], device=model.device),
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    tokens = output.sequences[0, len(prompt) :]
+    logprobs = torch.cat(output.logits).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+    return tokens.tolist(), logprobs.cpu()
 
 
 def rows(quick: bool, device: str):
@@ -22,7 +37,6 @@ def rows(quick: bool, device: str):
             with engine(
                 folder,
                 dtype="float32",
-                skip_tokenizer_init=True,
                 max_model_len=160,
                 max_num_seqs=16,
                 kv_cache_memory_bytes=64 << 20,

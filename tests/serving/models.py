@@ -72,21 +72,6 @@ def prompts():
 
 
 @torch.no_grad()
-def greedy(model, prompt):
-    """The tokens that transformers writes, and their log-probabilities."""
-    output = model.generate(
-        torch.tensor([prompt], device=model.device),
-        max_new_tokens=NEW_TOKENS,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    tokens = output.sequences[0, len(prompt) :]
-    logprobs = torch.cat(output.logits).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-    return tokens.tolist(), logprobs.cpu()
-
-
-@torch.no_grad()
 def assert_greedy(model, prompt, tokens, logprobs):
     """Each token is the one that transformers holds most likely after those before it, as likely as it does: by
     induction, the text is what `generate` writes."""
