@@ -57,5 +57,5 @@ def test_a_text_that_was_put_back_keeps_its_ids(serve):
 
 
 def test_linear_attention_is_refused(serve):
-    with pytest.raises(ValueError, match="linear attention has none"):
+    with pytest.raises(ValueError, match="this model has none"):
         serve(tiny_model(**MODELS["linear-experts"]), enable_return_routed_experts=True)

@@ -84,7 +84,7 @@ def run(model_dir, problems, folder, error, **arguments):
     "arguments",
     [
         {},
-        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
+        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, "top_p": 0.9},
         {
             "num_iterations": 2,
             "max_steps": 12,
@@ -105,6 +105,7 @@ def test_the_distance_is_that_of_the_weights_that_generated(model_dir, problems,
     told = [record.message for record in caplog.records if record.message.startswith("mismatch: ")]
     assert len(told) == 1
     assert "is 0.00129 (steps 1-" in told[0]
+    assert ("`top_p: 0.9` changes the probabilities of the engine" in told[0]) == ("top_p" in arguments)
     assert told[0].endswith("another dtype, hold stale weights, or read the config otherwise")
 
 

@@ -38,6 +38,7 @@ import r1llama  # noqa: F401  registers the config
 
 logger = logging.getLogger("vllm.r1llama")
 
+NO_PREFIXES = "vLLM keeps expert ids beside its prefix cache, and this model has none"
 GATHERED_WIDTHS = (320, 576)  # of a latent and its rotary key: what vLLM's CUDA kernel gathers for prefill
 
 
@@ -58,6 +59,15 @@ def architecture(config) -> str:
 def has_latent_cache(config) -> bool:
     """Whether vLLM caches latents, rather than the keys and values made from them."""
     return config.kv_lora_rank is not None and not envs.VLLM_MLA_DISABLE and not getattr(config, "is_expanded", False)
+
+
+def keeps_prefixes(config, dtype: torch.dtype) -> bool:
+    """Whether a text can begin with what vLLM has in its cache of another one."""
+    if "linear_attention" in config.layer_types:
+        return False
+    # As `_cache_latents_on_cuda` has it
+    is_latent = has_latent_cache(config) and not current_platform.is_cpu() and dtype != torch.float32
+    return not is_latent or config.kv_lora_rank + config.qk_rope_head_dim in GATHERED_WIDTHS
 
 
 class R1LlamaArchConfigConvertor(ModelArchConfigConvertorBase):
@@ -105,11 +115,8 @@ class R1LlamaVllmConfig(VerifyAndUpdateConfig):
         if config.num_experts and config.hidden_act != "silu":
             raise ValueError(f"vLLM's fused experts have hidden_act 'silu'; this model has {config.hidden_act!r}")
         if vllm_config.aux_output_config.enable_return_routed_experts and config.num_experts:
-            if "linear_attention" in config.layer_types:
-                raise ValueError(
-                    "enable_return_routed_experts: vLLM keeps expert ids beside its prefix cache, and linear "
-                    "attention has none"
-                )
+            if not keeps_prefixes(config, vllm_config.model_config.dtype):
+                raise ValueError(f"enable_return_routed_experts: {NO_PREFIXES}")
             if current_platform.is_cpu() and not vllm_config.use_v2_model_runner:
                 from r1llama.serving.routing import return_experts  # starts vLLM's worker, which asks for this module
 
@@ -138,7 +145,7 @@ def _cache_latents_on_cuda(vllm_config: VllmConfig) -> None:
         sizes = model_config.model_arch_config
         sizes.is_deepseek_mla = convertor.is_deepseek_mla()
         sizes.head_size, sizes.total_num_kv_heads = convertor.get_head_size(), convertor.get_total_num_kv_heads()
-    elif config.kv_lora_rank + config.qk_rope_head_dim not in GATHERED_WIDTHS:
+    elif not keeps_prefixes(config, model_config.dtype):
         logger.info("A latent of this width: chunked prefill and prefix caching are off")
         scheduler = vllm_config.scheduler_config
         scheduler.enable_chunked_prefill = vllm_config.cache_config.enable_prefix_caching = False

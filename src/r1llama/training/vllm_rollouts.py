@@ -70,9 +70,14 @@ class VLLMRollouts(ServerRollouts):
         """What keeps the engine from telling the experts of a model that has some; None if nothing does."""
         if self.mode == "server":
             return "rollouts come from a server without their expert ids"
-        if "linear_attention" in getattr(self.model.config, "layer_types", ()):
-            return "vLLM keeps expert ids beside its prefix cache, and linear attention has none"
-        return None
+        from r1llama.serving.architectures import NO_PREFIXES, keeps_prefixes
+
+        return None if keeps_prefixes(self.model.config, self.dtype) else NO_PREFIXES
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the trainer computes in."""
+        return PRECISIONS.get(self.accelerator.mixed_precision, self.model.dtype)
 
     def _init_vllm(self):
         if self.mode == "server":
@@ -111,7 +116,7 @@ class VLLMRollouts(ServerRollouts):
         return RolloutLLM(
             folder,
             load_format="dummy",
-            dtype=PRECISIONS.get(self.accelerator.mixed_precision, model.dtype),
+            dtype=self.dtype,
             seed=seed,
             tensor_parallel_size=self.tensor_parallel_size,
             distributed_executor_backend="external_launcher",
