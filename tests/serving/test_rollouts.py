@@ -1,9 +1,15 @@
 """GRPO with a colocated engine: it samples from exactly the policy that is trained, fp32."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from r1llama.training import grpo, stage, vllm_rollouts
@@ -14,6 +20,7 @@ from .models import EXPERTS, LATENT, MODELS, tiny_model
 
 pytest.importorskip("vllm")
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 ALL = MODELS["everything"] | {"tie_word_embeddings": True}
 
 
@@ -81,6 +88,9 @@ def test_the_engine_samples_from_the_trained_policy(recipe, tmp_path, case):
     before = weights(tmp_path / "model")
     if case == "without weights":
         (tmp_path / "model" / "model.safetensors").unlink()
+        config = json.loads((tmp_path / "model" / "config.json").read_text())
+        del config["architectures"]
+        (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     grpo.main(argv(recipe, tmp_path / "r.yaml", **changes))
     logs = differences(tmp_path / "out")
     assert len(logs) == 3
@@ -136,6 +146,28 @@ def test_a_cache_too_small_is_one_line_that_names_the_keys(recipe, tmp_path, mon
     with pytest.raises(RecipeError, match=r"`use_vllm: true`.*memory.*`?vllm_") as caught:
         grpo.main(argv(recipe, tmp_path / "r.yaml"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_vllm_does_not_take_is_one_line(recipe, tmp_path):
+    save(tiny, tmp_path / "model", head_dim=20)
+    with pytest.raises(RecipeError, match=r"engine does not start: a head of 20 channels \(head_dim\).*\]$"):
+        grpo.main(argv(recipe, tmp_path / "r.yaml"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_have_an_engine_each(recipe, tmp_path, kind):
+    launch = yaml.safe_load((RECIPES / "accelerate" / f"{kind}.yaml").read_text())
+    launch |= {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}
+    (tmp_path / "launch.yaml").write_text(yaml.safe_dump(launch))
+    save(tiny, tmp_path / "model", **ALL)
+    command = ["-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "launch.yaml")]
+    command += ["-m", "r1llama.training.grpo", *argv(recipe, tmp_path / "r.yaml")]
+    subprocess.run([sys.executable, *command], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    assert max(differences(tmp_path / "out")) < 1e-4
+    written = [row["completion"] for row in tables(tmp_path / "out")]
+    assert len(written) == 48
+    assert len(set(written)) > 36  # other noise in each process
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Rollouts by vLLM: TRL's `VLLMGeneration`, with an engine that samples from exactly the policy that is trained."""
 
 import contextlib
+import copy
 import importlib.metadata
 import os
 import re
@@ -95,7 +96,7 @@ class VLLMRollouts(ServerRollouts):
             try:
                 self.llm = self._engine(folder, seed=torch.initial_seed() - index + index // size)
             except (ValueError, RuntimeError) as error:
-                reason = re.sub("|".join(KEYS), lambda key: KEYS[key.group()], str(error).strip().splitlines()[0])
+                reason = re.sub("|".join(KEYS), lambda key: KEYS[key.group()], _first_reason(error))
                 raise RecipeError(f"`use_vllm: true`, but vLLM's engine does not start: {reason}") from error
         self._llm_weights_sleeping = self.enable_sleep_mode
         if self.enable_sleep_mode:
@@ -137,7 +138,9 @@ class VLLMRollouts(ServerRollouts):
         model, tokenizer = self.model, self.processing_class
         if isinstance(model, PeftModel):
             model = model.get_base_model()
-        model.config.save_pretrained(folder)
+        config = copy.deepcopy(model.config)
+        config.architectures = [type(model).__name__]
+        config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         stops = model.generation_config.eos_token_id
         stops = stops if isinstance(stops, list) else [stops]
@@ -206,6 +209,12 @@ class VLLMRollouts(ServerRollouts):
         return self._fix_param_name_to_vllm(name, ["_fsdp_wrapped_module.", "modules_to_save.default."])
 
 
+def _first_reason(error: Exception) -> str:
+    """One line; pydantic, which checks vLLM's settings, wraps it in others."""
+    wrapped = re.search(r"error, (.*?) \[type=", str(error), re.DOTALL)
+    return wrapped[1] if wrapped else str(error).strip().splitlines()[0]
+
+
 @contextlib.contextmanager
 def launched(accelerator):
     """The environment of a launcher, in which vLLM joins the processes that there are."""
@@ -213,6 +222,8 @@ def launched(accelerator):
     os.environ["RANK"] = str(accelerator.process_index)
     os.environ["LOCAL_RANK"] = str(accelerator.local_process_index)
     os.environ["WORLD_SIZE"] = str(accelerator.num_processes)
+    if accelerator.num_processes == 1:
+        os.environ["MASTER_PORT"] = "auto"  # accelerate may have named 29500, which another run may hold
     ensure_master_addr_port()
     try:
         yield
