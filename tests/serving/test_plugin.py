@@ -15,6 +15,8 @@ from r1llama.model import lora_targets
 from .conftest import generate, generate_cached
 from .models import EXPERTS, LATENT, LINEAR, MODELS, NEW_TOKENS, assert_greedy, prompts, tiny_model
 
+EXPANDED = {"hf_overrides": {"is_expanded": True}}  # as vLLM is told where no backend takes latents
+
 
 @pytest.mark.parametrize("name", MODELS)
 def test_text_is_that_of_transformers(serve, name):
@@ -43,6 +45,30 @@ def fused_experts(model):
     from vllm.model_executor.layers.fused_moe import MoERunner
 
     return sum(isinstance(module, MoERunner) for module in model.modules())
+
+
+def test_keys_and_values_of_latents_are_cached_expanded(serve):
+    model = tiny_model(**MODELS["latent-yarn"])
+    engine = serve(model, **EXPANDED)
+    for prompt, (tokens, logprobs) in zip(prompts(), generate(engine, prompts()), strict=True):
+        assert_greedy(model, prompt, tokens, logprobs)
+
+
+@torch.no_grad()
+def test_bf16_latents_are_as_close_as_in_transformers(serve):
+    model = tiny_model(**MODELS["latent"] | {"initializer_range": 0.05})
+    engine = serve(model, dtype="bfloat16")
+    rounded = tiny_model(**MODELS["latent"] | {"initializer_range": 0.05}).bfloat16()
+    ours, theirs = [], []
+    for prompt, (tokens, logprobs) in zip(prompts(), generate(engine, prompts()), strict=True):
+        ids, chosen = torch.tensor([prompt + tokens]), torch.tensor(tokens)[:, None]
+        exact, peer = (
+            m(ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1).gather(1, chosen)[:, 0]
+            for m in (model, rounded)
+        )
+        ours.append(logprobs - exact)
+        theirs.append(peer - exact)
+    assert torch.cat(ours).abs().mean() < 1.2 * torch.cat(theirs).abs().mean()
 
 
 @pytest.mark.parametrize("name", ["grouped", "latent-yarn", "wide-latent-experts"])
@@ -100,24 +126,31 @@ def test_cuda_graphs_are_split_at_linear_attention():
 
 @pytest.mark.parametrize("name", ["latent", "hybrid"])
 def test_an_adapter_is_what_it_is_merged(serve, tmp_path, name):
+    """Texts of two adapters, side by side."""
     from vllm.lora.request import LoRARequest
 
-    model = tiny_model(**MODELS[name])
-    engine = serve(model, enable_lora=True, max_lora_rank=8)
-    adapter = {}
-    targets = set(lora_targets(model.config)["target_modules"])
-    for path, layer in model.named_modules():
-        if path.split(".")[-1] in targets:
-            a, b = torch.randn(4, layer.in_features) * 0.1, torch.randn(layer.out_features, 4) * 0.1
-            layer.weight.data += 2 * b @ a
-            adapter |= {f"base_model.model.{path}.lora_A.weight": a, f"base_model.model.{path}.lora_B.weight": b}
-    save_file(adapter, tmp_path / "adapter_model.safetensors")
-    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": sorted(targets), "bias": "none"}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    engine = serve(tiny_model(**MODELS[name]), enable_lora=True, max_lora_rank=8, max_loras=2)
+    merged, requests = [], []
+    for i in range(2):
+        model, adapter, folder = tiny_model(**MODELS[name]), {}, tmp_path / str(i)
+        torch.manual_seed(i)
+        targets = set(lora_targets(model.config)["target_modules"])
+        for path, layer in model.named_modules():
+            if path.split(".")[-1] in targets:
+                a, b = torch.randn(4, layer.in_features) * 0.1, torch.randn(layer.out_features, 4) * 0.1
+                layer.weight.data += 2 * b @ a
+                adapter |= {f"base_model.model.{path}.lora_A.weight": a, f"base_model.model.{path}.lora_B.weight": b}
+        folder.mkdir()
+        save_file(adapter, folder / "adapter_model.safetensors")
+        settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": sorted(targets), "bias": "none"}
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+        merged.append(model)
+        requests.append(LoRARequest(f"adapter {i}", i + 1, str(folder)))
 
-    outputs = generate(engine, prompts(), lora_request=LoRARequest("adapter", 1, str(tmp_path)))
-    for prompt, (tokens, logprobs) in zip(prompts(), outputs, strict=True):
-        assert_greedy(model, prompt, tokens, logprobs)
+    chosen = [i % 3 // 2 for i in range(len(prompts()))]
+    outputs = generate(engine, prompts(), lora_request=[requests[i] for i in chosen])
+    for prompt, i, (tokens, logprobs) in zip(prompts(), chosen, outputs, strict=True):
+        assert_greedy(merged[i], prompt, tokens, logprobs)
 
 
 def test_texts_that_do_not_fit_together_wait(serve):
@@ -142,7 +175,12 @@ def test_trainers_find_their_own_class(serve):
 @pytest.mark.parametrize(
     ("switches", "arguments", "reason"),
     [
-        (LATENT | {"qk_nope_head_dim": 6, "qk_rope_head_dim": 4}, {}, r"a head of 10 channels.*qk_nope_head_dim"),
+        (
+            LATENT | {"qk_nope_head_dim": 6, "qk_rope_head_dim": 4},
+            EXPANDED,
+            r"a head of 10 channels.*qk_nope_head_dim",
+        ),
+        (LATENT, {"kv_cache_dtype": "fp8"}, "cached in the dtype of the model"),
         ({"num_attention_heads": 4, "head_dim": 16}, {}, r"a head of 16 channels.*head_dim"),
         (EXPERTS | {"hidden_act": "gelu"}, {}, "hidden_act"),
         (EXPERTS, {"enable_lora": True}, "merge the adapter"),

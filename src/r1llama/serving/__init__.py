@@ -2,6 +2,7 @@
 
     architectures  what vLLM is told about a config, and what is refused
     models         the models, on vLLM's Transformers backend: its attention, latent attention and fused experts
+    latent         latent attention on a CPU, from vLLM's cache at any width
     routing        expert ids on a CPU
     linear         the recurrent state of linear attention in vLLM's cache
     thinking       the thought apart from the answer, and its budget

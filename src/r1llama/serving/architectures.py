@@ -110,6 +110,9 @@ class R1LlamaVllmConfig(VerifyAndUpdateConfig):
             else:
                 _cache_latents_on_cuda(vllm_config)
         _check_head_size(vllm_config.model_config)
+        if vllm_config.lora_config is not None and current_platform.is_cpu():
+            # The CPU kernels of 0.31 index the adapters with -1 for none
+            logger.warning("On a CPU, vLLM gives a request without an adapter one all the same: name one in each")
         if config.num_experts and vllm_config.lora_config is not None and not HAS_TRITON:
             raise ValueError("vLLM's adapters beside fused experts need Triton, which is not here: merge the adapter")
         if config.num_experts and config.hidden_act != "silu":
