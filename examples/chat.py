@@ -1,6 +1,6 @@
 """Talk to a model that thinks, behind any OpenAI-compatible server: the thought in grey, the answer below it.
 
-    r1llama serve runs/quickstart/seed-0/grpo --max-model-len 256
+    r1llama serve runs/pipeline/grpo           # of `make pipeline`
     python examples/chat.py --budget 256
     python examples/chat.py "What is 17 * 23?" --no-think
 

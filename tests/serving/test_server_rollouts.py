@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from r1llama import R1LlamaConfig, R1LlamaForCausalLM
-from tests.training.conftest import argv, byte_tokenizer, json_lines, write_jsonl
+from tests.training.conftest import argv, byte_tokenizer, json_lines, weights, write_jsonl
 
 pytest.importorskip("vllm")
 
@@ -100,6 +100,9 @@ def test_every_weight_arrives(recipe, tmp_path):
     differences = [log[DIFFERENCE] for log in logs(tmp_path / "out")]
     assert len(differences) == 3
     assert max(differences) < 1e-4
+    biases = [bias for name, bias in weights(tmp_path / "out").items() if name.endswith("e_score_correction_bias")]
+    assert biases
+    assert all(bias.abs().max() >= 0.1 for bias in biases)  # they moved by 0.05 a step, and arrived
 
 
 def test_a_server_that_hangs_ends_the_run_and_the_same_command_continues(recipe, server, tmp_path, monkeypatch):
@@ -122,6 +125,14 @@ def test_a_server_that_hangs_ends_the_run_and_the_same_command_continues(recipe,
     differences = [log[DIFFERENCE] for log in logs(tmp_path / "out")]
     assert len(differences) == 6
     assert max(differences) < 1e-4
+
+
+def test_adapters_are_merged_on_the_way(recipe, tmp_path):
+    recipe |= {"use_peft": True, "lora_target_modules": ["q_a_proj", "o_proj"], "lora_r": 4, "lora_dropout": 0.0}
+    grpo.main(argv(recipe, tmp_path / "recipe.yaml"))
+    assert max(log[DIFFERENCE] for log in logs(tmp_path / "out")) < 1e-4
+    adapters = weights(tmp_path / "out", "adapter_model")
+    assert all(adapter.any() for adapter in adapters.values())
 
 
 def test_a_server_that_takes_no_weights_is_refused(recipe, monkeypatch):

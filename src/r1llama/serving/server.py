@@ -148,6 +148,8 @@ def set_thinking(args) -> None:
             )
         except (OSError, ValueError) as error:
             raise ServeError(f"{args.tokenizer or args.model}: no tokenizer: {error}") from error
+        if tokenizer.chat_template is None and args.chat_template is None:
+            logger.warning("No chat template: /v1/completions works, /v1/chat/completions wants --chat-template")
         if {"<think>", "</think>"} <= tokenizer.get_vocab().keys():
             args.reasoning_parser = "r1llama"
         else:

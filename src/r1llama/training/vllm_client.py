@@ -54,6 +54,7 @@ class RolloutClient(VLLMClient):
     def __init__(self, base_url: str, group_port: int = 51216, connection_timeout: float = 0.0):
         super().__init__(base_url, group_port=group_port, connection_timeout=connection_timeout)
         self.session = requests.Session()
+        self.session.headers["Connection"] = "close"  # a kept one may be closed by the server as it is used again
         self.info = self.get_server_info()
         self.is_by_file = True
         self.folder = tempfile.TemporaryDirectory(prefix="r1llama-weights-")
