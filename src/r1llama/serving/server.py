@@ -83,7 +83,9 @@ def parse(argv: list[str]):
     parser = FlexibleArgumentParser(prog="r1llama")
     serve = ServeSubcommand().subparser_init(parser.add_subparsers(dest="subparser"))
     serve.usage = "r1llama serve MODEL [options]"
-    ours = serve.add_argument_group("r1llama")
+    serve.description = "vLLM's OpenAI server on a saved model. --help=r1llama: what is added; --help=all: everything."
+    serve.epilog = None
+    ours = serve.add_argument_group("r1llama", "Thinking, and rollouts for GRPO.")
     ours.add_argument(
         "--thinking-budget",
         type=int,
