@@ -41,10 +41,10 @@ class R1GRPOTrainer(DynamicSamplingGRPOTrainer):
             saved = next((at for at, _ in checkpoints(self.args.output_dir)), 0)
             if step > saved:  # its rollouts were the first thing that the next step asked for
                 self._save_checkpoint(self.model_wrapped, trial=None)
-            kept = f"checkpoint-{step} holds it" if step else "there was none"
+            done = f"The last finished step was {step} of {last}, and checkpoint-{step} holds it"
             raise ServerLost(
-                f"{error}. The last finished step was {step} of {last}, and {kept}: once the server runs again, the "
-                "same command continues",
+                f"{error}. {done if step else 'No step was finished'}: once the server runs again, the same command "
+                "continues",
                 of_all=True,
             ) from error
 
