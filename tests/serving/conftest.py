@@ -5,6 +5,9 @@ import gc
 import pytest
 import torch
 
+from r1llama.model import record_routing
+from r1llama.training.routing_replay import RoutingReplayGRPOTrainer
+
 from .models import NEW_TOKENS
 
 
@@ -58,3 +61,33 @@ def generate_cached(engine, prompt_ids, new_tokens=NEW_TOKENS, **arguments):
         tokens = list(output.token_ids)
         logprobs = [step[token].logprob for step, token in zip(output.logprobs, tokens, strict=True)]
         yield tokens, torch.tensor(logprobs), request.num_cached_tokens
+
+
+@pytest.fixture
+def replayed(monkeypatch):
+    """`(mask, routing, experts)` of each generation: the tokens that are no padding, the ids that updates follow, and
+    those that the model itself chooses with the weights that generated."""
+    seen = []
+    generate = RoutingReplayGRPOTrainer._generate_and_score_completions
+
+    @torch.no_grad()
+    def observed(self, inputs):
+        output = generate(self, inputs)
+        mask = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
+        with record_routing(self.base_model) as record:
+            self.base_model(torch.cat([output["prompt_ids"], output["completion_ids"]], 1), attention_mask=mask)
+        seen.append((mask.bool(), output["routing"], record.ids().permute(1, 2, 0, 3)))
+        return output
+
+    monkeypatch.setattr(RoutingReplayGRPOTrainer, "_generate_and_score_completions", observed)
+    return seen
+
+
+def assert_follows_the_model(replayed):
+    """fp32: in updates every token that was read has the experts that the model itself chooses, and no other has."""
+    assert replayed
+    for mask, routing, experts in replayed:
+        last = mask & (mask.cumsum(1) == mask.sum(1, keepdim=True))
+        read = (routing >= 0).all(-1).all(-1)
+        assert torch.equal(read, mask & ~last)
+        assert torch.equal(routing[read].sort().values.long(), experts[read].sort().values)

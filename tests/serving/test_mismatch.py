@@ -1,13 +1,11 @@
 """GRPO with a colocated engine and a router that moves: both ends use the same experts."""
 
 import pytest
-import torch
 
-from r1llama.model import record_routing
 from r1llama.training import grpo
-from r1llama.training.routing_replay import RoutingReplayGRPOTrainer
 from tests.training.conftest import argv, json_lines, weights
 
+from .conftest import assert_follows_the_model
 from .models import EXPERTS, LATENT, MODELS
 from .test_rollouts import recipe, save, tiny  # noqa: F401
 
@@ -18,35 +16,11 @@ def steps(folder):
     return [log for log in json_lines(folder / "metrics.jsonl") if "loss" in log]
 
 
-@pytest.fixture
-def replayed(monkeypatch):
-    """`(mask, routing, experts)` of each generation: the tokens that are no padding, the ids that updates follow, and
-    those that the model itself chooses with the weights that generated."""
-    seen = []
-    generate = RoutingReplayGRPOTrainer._generate_and_score_completions
-
-    @torch.no_grad()
-    def observed(self, inputs):
-        output = generate(self, inputs)
-        mask = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
-        with record_routing(self.base_model) as record:
-            self.base_model(torch.cat([output["prompt_ids"], output["completion_ids"]], 1), attention_mask=mask)
-        seen.append((mask.bool(), output["routing"], record.ids().permute(1, 2, 0, 3)))
-        return output
-
-    monkeypatch.setattr(RoutingReplayGRPOTrainer, "_generate_and_score_completions", observed)
-    return seen
-
-
 def test_updates_follow_the_engine_while_the_router_is_balanced(recipe, tmp_path, replayed):  # noqa: F811
     switches = LATENT | EXPERTS | {"tie_word_embeddings": True, "router_bias_update_rate": 0.1}
     before = save(tiny, tmp_path / "model", **switches).state_dict()
     grpo.main(argv(recipe, tmp_path / "r.yaml", pad_to_multiple_of=8))
-    for mask, routing, experts in replayed:
-        last = mask & (mask.cumsum(1) == mask.sum(1, keepdim=True))
-        read = (routing >= 0).all(-1).all(-1)
-        assert torch.equal(read, mask & ~last)
-        assert torch.equal(routing[read].sort().values.long(), experts[read].sort().values)
+    assert_follows_the_model(replayed)
     after = weights(tmp_path / "out")
     biases = [name for name in after if name.endswith("e_score_correction_bias")]
     assert len(biases) == 2

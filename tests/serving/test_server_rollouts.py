@@ -18,6 +18,7 @@ from r1llama.training.checkpoint import checkpoints
 from r1llama.training.recipe import RecipeError
 from r1llama.training.stopping import RunStopped
 
+from .conftest import assert_follows_the_model
 from .models import BASE, EXPERTS, LATENT
 from .server import Server, free_port
 
@@ -42,7 +43,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(folder):
-    with Server(folder / "model", folder / "server.txt", "--rollouts") as server:
+    with Server(folder / "model", folder / "server.txt", "--rollouts", "--enable-return-routed-experts") as server:
         yield server.wait()
 
 
@@ -95,7 +96,7 @@ def once_steps_are_done(out, steps, act):
         thread.join()
 
 
-def test_every_weight_arrives(recipe, tmp_path):
+def test_every_weight_arrives_and_updates_follow_the_engine(recipe, tmp_path, replayed):
     grpo.main(argv(recipe, tmp_path / "recipe.yaml"))
     differences = [log[DIFFERENCE] for log in logs(tmp_path / "out")]
     assert len(differences) == 3
@@ -103,6 +104,7 @@ def test_every_weight_arrives(recipe, tmp_path):
     biases = [bias for name, bias in weights(tmp_path / "out").items() if name.endswith("e_score_correction_bias")]
     assert biases
     assert all(bias.abs().max() >= 0.1 for bias in biases)  # they moved by 0.05 a step, and arrived
+    assert_follows_the_model(replayed)
 
 
 def test_a_server_that_hangs_ends_the_run_and_the_same_command_continues(recipe, server, tmp_path, monkeypatch):

@@ -13,7 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from vllm.config import VllmConfig
+from vllm.distributed.aux_output_connector.connector import AuxOutputSchedulerConnector
 from vllm.distributed.aux_output_connector.worker import get_aux_output_connector
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
 
@@ -22,14 +24,21 @@ def return_experts(vllm_config: VllmConfig) -> None:
     """Let the engine of `vllm_config` return expert ids, which its user asked for."""
     parallel = vllm_config.parallel_config
     if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
-        raise ValueError("enable_return_routed_experts: on a CPU, in one process; use data parallelism instead")
+        raise ValueError("enable_return_routed_experts: on a CPU, without tensor and pipeline parallelism")
     if vllm_config.speculative_config is not None:
         raise ValueError("enable_return_routed_experts: on a CPU, without speculative decoding")
     if not vllm_config.cache_config.enable_prefix_caching:
         raise ValueError("enable_return_routed_experts: vLLM keeps expert ids beside its prefix cache, which is off")
-    # vLLM refuses it with this runner; the worker switches it on again, before the scheduler asks
+    # vLLM refuses it with this runner; besides, its scheduler alone would ask
     vllm_config.aux_output_config.enable_return_routed_experts = False
+    vllm_config.scheduler_config.scheduler_cls = f"{__name__}.RoutingScheduler"
     parallel.worker_cls = f"{__name__}.RoutingWorker"
+
+
+class RoutingScheduler(Scheduler):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.aux_output_connector = AuxOutputSchedulerConnector()
 
 
 class RoutingModelRunner(CPUModelRunner):
@@ -65,7 +74,6 @@ class RoutingModelRunner(CPUModelRunner):
 class RoutingWorker(CPUWorker):
     def init_device(self):
         super().init_device()
-        self.vllm_config.aux_output_config.enable_return_routed_experts = True
         self.model_runner = RoutingModelRunner(self.vllm_config, torch.device("cpu"))
 
     def shutdown(self):

@@ -4,6 +4,8 @@ Where TRL tries again, and then perhaps samples from the first weights of a serv
 stops the run; where TRL waits for an answer without end, it asks every few seconds whether the server lives.
 """
 
+import base64
+import io
 import logging
 import os
 import queue
@@ -12,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import requests
 import torch
 from accelerate import PartialState
@@ -28,6 +31,7 @@ log = logging.getLogger("r1llama")
 CONNECT, PROBE = 10.0, 5.0  # seconds: to connect; for a sign of life, and between two
 PATIENCE = 60.0  # seconds without a sign of life, after which a request is given up
 RELOAD = "r1llama.serving.transfer.FileReload"
+ROUTING = "r1llama.serving.routing.RoutingWorker"  # on a CPU
 COMMAND = "r1llama serve MODEL --rollouts"
 
 
@@ -87,7 +91,18 @@ class RolloutClient(VLLMClient):
         return self._checked(self._send("GET", url, **kwargs)).json()
 
     def _post(self, url: str, **kwargs) -> dict:
-        return self._checked(self._send("POST", url, **kwargs)).json()
+        answer = self._checked(self._send("POST", url, **kwargs)).json()
+        self.choices = answer.get("choices", [])
+        return answer
+
+    @property
+    def returns_experts(self) -> bool:
+        is_asked = self.info["aux_output_config"]["enable_return_routed_experts"]
+        return is_asked or self.info["parallel_config"]["worker_cls"] == ROUTING
+
+    def routed_experts(self) -> list[np.ndarray]:
+        """Of the newest rollouts, `(T - 1, layers, K)` each."""
+        return [np.load(io.BytesIO(base64.b64decode(choice["routed_experts"]))) for choice in self.choices]
 
     def _checked(self, response: requests.Response) -> requests.Response:
         if response.status_code != 200:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import GenerationConfig
@@ -69,11 +70,13 @@ class VLLMRollouts(ServerRollouts):
 
     def why_no_experts(self) -> str | None:
         """What keeps the engine from telling the experts of a model that has some; None if nothing does."""
-        if self.mode == "server":
-            return "rollouts come from a server without their expert ids"
+        if self.mode == "server" and self.is_told:
+            return None
         from r1llama.serving.architectures import NO_PREFIXES, keeps_prefixes
 
-        return None if keeps_prefixes(self.model.config, self.dtype) else NO_PREFIXES
+        if not keeps_prefixes(self.model.config, self.dtype):
+            return NO_PREFIXES
+        return "the server was started without --enable-return-routed-experts" if self.mode == "server" else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -83,6 +86,8 @@ class VLLMRollouts(ServerRollouts):
     def _init_vllm(self):
         if self.mode == "server":
             super()._init_vllm()
+            told = [self.accelerator.is_main_process and self.vllm_client.returns_experts]
+            self.is_told = broadcast_object_list(told, from_process=0)[0]
             return
         processes, index = self.accelerator.num_processes, self.accelerator.process_index
         size = self.tensor_parallel_size
@@ -162,9 +167,16 @@ class VLLMRollouts(ServerRollouts):
 
     def generate(self, prompts, *args, **kwargs):
         generated = super().generate(prompts, *args, **kwargs)
+        rank = self.accelerator.process_index
         if self.mode == "colocate":  # a group for tensor parallelism writes the rollouts of all its processes
+            ids = self.llm.routed_experts
             rank = torch.distributed.get_rank(self.tp_group) if self.tensor_parallel_size > 1 else 0
-            self.routed_experts = self.llm.routed_experts[rank * len(prompts) : (rank + 1) * len(prompts)]
+        elif self.is_told:
+            told = [self.vllm_client.routed_experts() if self.accelerator.is_main_process else None]
+            (ids,) = broadcast_object_list(told, from_process=0)
+        else:
+            return generated
+        self.routed_experts = ids[rank * len(prompts) : (rank + 1) * len(prompts)]
         return generated
 
     def close(self):
