@@ -169,6 +169,7 @@ class ServedLatentAttention(R1LlamaLatentAttention, AttentionLayerBase):
         """Puts the new latents into the cache and fills `output`."""
         metadata = get_forward_context().attn_metadata
         if metadata is None:  # vLLM measures its memory
+            output.zero_()
             return
         metadata = metadata[self.layer_name]
         T = len(metadata.slots)
