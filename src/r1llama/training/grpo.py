@@ -92,7 +92,7 @@ class GRPOArguments(stage.StageArguments):
         metadata={
             "help": "Train each token with the experts that its rollout used, weighted by the current router: "
             "steadier, because rounding and later steps then move no token to other experts. For r1llama models with "
-            "experts and rollouts by transformers or a colocated vLLM."
+            "experts and rollouts by transformers or vLLM; start a server with --enable-return-routed-experts."
         },
     )
 

@@ -24,7 +24,7 @@ class RoutingReplayGRPOTrainer(SharedPromptGRPOTrainer):
     Args:
         args, kwargs: As `SharedPromptGRPOTrainer` takes them.
         replay_routing: False for routers that choose anew. For models without experts, and for rollouts that neither
-            transformers' `generate` nor a colocated vLLM makes in one turn, it is off, and the log says why.
+            transformers' `generate` nor vLLM makes in one turn, it is off, and the log says why.
     """
 
     def __init__(self, *args, replay_routing: bool = True, **kwargs):
