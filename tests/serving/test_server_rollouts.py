@@ -103,7 +103,7 @@ def test_every_weight_arrives_and_updates_follow_the_engine(recipe, tmp_path, re
     assert max(differences) < 1e-4
     biases = [bias for name, bias in weights(tmp_path / "out").items() if name.endswith("e_score_correction_bias")]
     assert biases
-    assert all(bias.abs().max() >= 0.1 for bias in biases)  # they moved by 0.05 a step, and arrived
+    assert all(bias.abs().max() > 0.01 for bias in biases)  # they move by 0.05 a step, to and fro
     assert_follows_the_model(replayed)
 
 
