@@ -203,6 +203,8 @@ def test_other_heads_are_refused(serve):
 def test_another_version_of_vllm_gets_one_line_and_nothing_else(monkeypatch, caplog, version):
     monkeypatch.setitem(sys.modules, "vllm", types.SimpleNamespace(__version__=version))
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    caplog.set_level(logging.WARNING, logger="vllm.r1llama")  # whatever VLLM_LOGGING_LEVEL says
+    caplog.clear()
     serving.register()
     (message,) = {record.message for record in caplog.records}
     assert f"this is {version}, and r1llama models stay unknown" in message
@@ -211,6 +213,8 @@ def test_another_version_of_vllm_gets_one_line_and_nothing_else(monkeypatch, cap
 def test_without_vllm_one_line_says_what_to_install(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    caplog.set_level(logging.WARNING, logger="vllm.r1llama")  # whatever VLLM_LOGGING_LEVEL says
+    caplog.clear()
     serving.register()
     (message,) = {record.message for record in caplog.records}
     assert "install r1llama[vllm]" in message
