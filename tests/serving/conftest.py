@@ -11,12 +11,18 @@ from r1llama.training.routing_replay import RoutingReplayGRPOTrainer
 from .models import NEW_TOKENS
 
 
+@pytest.fixture(autouse=True)
+def frozen():
+    """vLLM collects garbage again and again as an engine starts: not among all that is there before."""
+    gc.freeze()  # until an engine ends
+
+
 @pytest.fixture
 def serve(tmp_path, monkeypatch):
     """`serve(model)`: an engine in this process on the saved model. It ends with the test."""
     pytest.importorskip("vllm")
     from vllm import LLM
-    from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
 
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -40,9 +46,8 @@ def serve(tmp_path, monkeypatch):
     yield start
     for engine in engines:
         engine.llm_engine.engine_core.shutdown()
-    engines.clear()
-    gc.collect()
-    cleanup_dist_env_and_memory()
+    destroy_model_parallel()  # of one that did not start
+    destroy_distributed_environment()
 
 
 def generate(engine, prompt_ids, new_tokens=NEW_TOKENS, **arguments):

@@ -37,7 +37,7 @@ class Server:
                 command,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                env=os.environ | {"OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "INFO"},  # TRL says ERROR
                 start_new_session=True,  # its engine and workers end with it
             )
 

@@ -146,6 +146,23 @@ def test_a_cache_too_small_is_one_line_that_names_the_keys(recipe, tmp_path, mon
     with pytest.raises(RecipeError, match=r"`use_vllm: true`.*memory.*`?vllm_") as caught:
         grpo.main(argv(recipe, tmp_path / "r.yaml"))
     assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert_experts_can_follow(recipe, tmp_path)
+
+
+def test_a_run_that_dies_takes_its_engine_along(recipe, tmp_path):
+    rewards = ["tests.training.rewards.broken"]
+    with pytest.raises(ZeroDivisionError) as caught:  # it holds the trainer, as a notebook does
+        grpo.main(argv(recipe, tmp_path / "r.yaml", reward_funcs=rewards, output_dir=str(tmp_path / "dead")))
+    assert caught.value
+    assert_experts_can_follow(recipe, tmp_path)
+
+
+def assert_experts_can_follow(recipe, tmp_path):
+    """vLLM has process groups for experts, which an engine without any does not make."""
+    save(tiny, tmp_path / "model", **EXPERTS)
+    grpo.main(argv(recipe, tmp_path / "r.yaml", max_steps=1))
+    assert max(differences(tmp_path / "out")) < 1e-4
 
 
 def test_a_model_that_vllm_does_not_take_is_one_line(recipe, tmp_path):

@@ -25,6 +25,10 @@ def half_flat(prompts, completions, **kwargs):
     return [share if len(prompt) % 2 else 0.3 for prompt, share in zip(prompts, shares, strict=True)]
 
 
+def broken(completions, **kwargs):
+    raise ZeroDivisionError
+
+
 def flat(completions, **kwargs):
     return [0.3] * len(completions)
 

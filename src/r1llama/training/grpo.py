@@ -180,7 +180,12 @@ def main(argv: list[str]) -> dict[str, float]:
     if args.log_completions_steps:
         folder = Path(training_args.output_dir) / "completions"
         trainer.add_callback(CompletionTables(folder, args.log_completions_steps, trainer))
-    return stage.train(trainer, args, "grpo", resume_from)
+    try:
+        return stage.train(trainer, args, "grpo", resume_from)
+    except BaseException:
+        if trainer.use_vllm and trainer.accelerator.num_processes == 1:  # in a notebook, another engine may follow
+            trainer.vllm_generation.close()
+        raise
 
 
 def _choose_engine(training_args) -> None:

@@ -110,6 +110,7 @@ class VLLMRollouts(ServerRollouts):
 
     def _engine(self, folder: str, seed: int):
         """An engine without weights."""
+        from vllm.distributed import cleanup_dist_env_and_memory
         from vllm.platforms import current_platform
 
         from r1llama import serving
@@ -119,24 +120,29 @@ class VLLMRollouts(ServerRollouts):
         model = self.model
         cpu = {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE} if current_platform.is_cpu() else {}
         has_experts = model.config.model_type == "r1llama" and model.config.num_experts > 0
-        return RolloutLLM(
-            folder,
-            load_format="dummy",
-            dtype=self.dtype,
-            seed=seed,
-            tensor_parallel_size=self.tensor_parallel_size,
-            distributed_executor_backend="external_launcher",
-            gpu_memory_utilization=self.gpu_memory_utilization,
-            max_model_len=self.max_model_length,
-            max_num_seqs=self.max_num_seqs,
-            max_num_batched_tokens=max(BATCHED_TOKENS, self.max_model_length or 0),
-            enable_sleep_mode=self.enable_sleep_mode,
-            model_impl=self.model_impl,
-            trust_remote_code=self.trust_remote_code,
-            enable_return_routed_experts=self.returns_experts and has_experts and self.why_no_experts() is None,
-            logprobs_mode="processed_logprobs",  # with temperature: what the importance ratios need
-            **cpu,
-        )
+        try:
+            return RolloutLLM(
+                folder,
+                load_format="dummy",
+                dtype=self.dtype,
+                seed=seed,
+                tensor_parallel_size=self.tensor_parallel_size,
+                distributed_executor_backend="external_launcher",
+                gpu_memory_utilization=self.gpu_memory_utilization,
+                max_model_len=self.max_model_length,
+                max_num_seqs=self.max_num_seqs,
+                max_num_batched_tokens=max(BATCHED_TOKENS, self.max_model_length or 0),
+                enable_sleep_mode=self.enable_sleep_mode,
+                model_impl=self.model_impl,
+                trust_remote_code=self.trust_remote_code,
+                enable_return_routed_experts=self.returns_experts and has_experts and self.why_no_experts() is None,
+                logprobs_mode="processed_logprobs",  # with temperature: what the importance ratios need
+                **cpu,
+            )
+        except BaseException:
+            if self.accelerator.num_processes == 1:  # the next engine in this process would join vLLM's groups of it
+                cleanup_dist_env_and_memory()
+            raise
 
     def _describe_model(self, folder: str) -> None:
         """Write all of a saved model but its weights."""
