@@ -3,10 +3,14 @@
     architectures  what vLLM is told about a config, and what is refused
     models         the models, on vLLM's Transformers backend: its attention, latent attention and fused experts
     latent         latent attention on a CPU, from vLLM's cache at any width
-    routing        expert ids on a CPU
     linear         the recurrent state of linear attention in vLLM's cache
-    thinking       the thought apart from the answer, and its budget
+    kernels        what vLLM has for a CPU and does not choose
     server         `r1llama serve`
+    thinking       the thought apart from the answer, and its budget
+    rollouts       an engine as a trainer calls it
+    weights        new weights in a running engine
+    transfer       their way to a server without CUDA
+    routing        the expert ids of rollouts, on a CPU
 
 vLLM calls [`register`] through the entry point group `vllm.general_plugins`, in each of its processes.
 """

@@ -35,6 +35,7 @@ from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
 import r1llama  # noqa: F401  registers the config
+from r1llama.serving import kernels
 
 logger = logging.getLogger("vllm.r1llama")
 
@@ -104,6 +105,8 @@ class R1LlamaVllmConfig(VerifyAndUpdateConfig):
     @classmethod
     def verify_and_update_config(cls, vllm_config: VllmConfig) -> None:
         config = vllm_config.model_config.hf_config
+        if current_platform.is_cpu():
+            vllm_config.kernel_config.ir_op_priority.rms_norm = [kernels.PROVIDER]
         if has_latent_cache(config):
             if current_platform.is_cpu():
                 _cache_latents_on_cpu(vllm_config)
@@ -137,7 +140,7 @@ def _cache_latents_on_cpu(vllm_config: VllmConfig) -> None:
         )
     if not cache_config.user_specified_block_size:
         # vLLM's 128 for its C++ kernels would keep no prefix that is shorter
-        cache_config.block_size, cache_config.user_specified_block_size = 32, True
+        cache_config.block_size, cache_config.user_specified_block_size = 16, True
 
 
 def _cache_latents_on_cuda(vllm_config: VllmConfig) -> None:

@@ -15,9 +15,9 @@ Everything is read from the logs that a checkpoint keeps, so a resumed run goes 
 `reward_funcs` is taken for the one that tells right from wrong; at 0.9 it is solved. A mean has the standard error of
 its groups: a change is sure beyond four of them, and none within one.
 
-The bound of mismatch is what bf16 explains. Engine and trainer differ by 6e-4 nats a token with a dense model, by
-1.5e-3 with experts whose routing flips, and by 7e-4 where it is replayed (arXiv:2510.11370); a wrong YaRN factor alone
-made it 3e-2 (PrimeIntellect-ai/prime-rl#2802). In fp32 nothing is left to explain: both ends agree to 1e-9.
+The bound of mismatch is what bf16 explains. Engine and trainer differ by 6.4e-4 nats a token with a dense model, by
+1.5e-3 with experts whose routing flips, and by 7.5e-4 where it is replayed (arXiv:2510.11370); a wrong YaRN factor
+alone made it 3e-2 (PrimeIntellect-ai/prime-rl#2802). In fp32 nothing is left to explain: both ends agree to 1e-9.
 """
 
 import logging
@@ -293,6 +293,8 @@ class Alarms(TrainerCallback):
         if filters:
             words = ", ".join(f"`{name}: {value}`" for name, value in filters.items())
             causes.append(f"{words} changes the probabilities of the engine, and not the trainer's")
+        if any(isinstance(module, torch.nn.Dropout) and module.p for module in self.trainer.model.modules()):
+            causes.append("dropout acts in the trainer, and not in the engine: set `lora_dropout: 0`")
         if getattr(self.trainer.base_model.config, "num_experts", None) and not self.trainer.replays_routing:
             causes.append("the routers of both ends choose for themselves: see `replay_routing`")
         if args.vllm_mode == "server":
