@@ -5,6 +5,9 @@ attention with a latent cache, fused experts with the router's bias. What it can
 attention, and a backbone without masks, since vLLM knows of every token which text it belongs to.
 """
 
+from unittest import mock
+
+from torch import nn
 from transformers import AutoModel
 from vllm.distributed.utils import get_pp_indices
 from vllm.model_executor.layers.attention import Attention, MLAAttention
@@ -12,6 +15,7 @@ from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.models.transformers import TransformersForCausalLM, TransformersMoEForCausalLM
 from vllm.model_executor.models.transformers.base import VLLM_ATTN_ATTR
 from vllm.model_executor.models.transformers.fusers.attention import VLLM_MLA_ATTN_IMPL
+from vllm.model_executor.models.transformers.fx_utils import _AllLeafTracer
 from vllm.platforms import current_platform
 
 from r1llama.model import R1LlamaConfig, R1LlamaModel
@@ -50,7 +54,21 @@ class ServedR1LlamaModel(R1LlamaModel):
 AutoModel.register(ServedR1LlamaConfig, ServedR1LlamaModel, exist_ok=True)
 
 
+infer_meta, module_getattr = _AllLeafTracer._infer_meta, nn.Module.__getattr__
+
+
+def infer_meta_untraced(self, *args):
+    with mock.patch.object(nn.Module, "__getattr__", module_getattr):
+        return infer_meta(self, *args)
+
+
 class ServedMixin:
+    def recursive_replace(self):
+        """vLLM 0.31's tracer traces its own look at a parameter, and so on down to Python's limit of recursion: that takes
+        a second or two for each router, and 0.02 without."""
+        with mock.patch.object(_AllLeafTracer, "_infer_meta", infer_meta_untraced):
+            super().recursive_replace()
+
     def _patch_config(self):
         self.config = self.text_config = ServedR1LlamaConfig.from_dict(self.config.to_dict())
         super()._patch_config()
