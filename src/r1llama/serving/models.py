@@ -64,8 +64,8 @@ def infer_meta_untraced(self, *args):
 
 class ServedMixin:
     def recursive_replace(self):
-        """vLLM 0.31's tracer traces its own look at a parameter, and so on down to Python's limit of recursion: that takes
-        a second or two for each router, and 0.02 without."""
+        """vLLM 0.31's tracer also traces how it looks a parameter up, and so on down to Python's limit of recursion:
+        a second or two for each router; this way 0.02."""
         with mock.patch.object(_AllLeafTracer, "_infer_meta", infer_meta_untraced):
             super().recursive_replace()
 
