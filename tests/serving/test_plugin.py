@@ -161,6 +161,18 @@ def test_texts_that_do_not_fit_together_wait(serve):
         assert_greedy(model, prompt, tokens, logprobs)
 
 
+@pytest.mark.parametrize("name", ["latent", "wide-latent"])
+def test_texts_that_begin_alike_are_read_together(serve, name):
+    """Groups of one prompt, as in GRPO, prompts with a common beginning, and one that stands alone."""
+    model = tiny_model(**MODELS[name])
+    engine = serve(model, max_num_seqs=16)
+    long, short, other = prompts()[-1], prompts()[-4], prompts()[-2]
+    texts = [long] * 3 + [long[:50], [*long[:33], 7, 8], short, short, other]
+    for _ in range(2):  # the second time all of it is in the cache
+        for prompt, (tokens, logprobs) in zip(texts, generate(engine, texts), strict=True):
+            assert_greedy(model, prompt, tokens, logprobs)
+
+
 def test_trainers_find_their_own_class(serve):
     from transformers import AutoModel
 

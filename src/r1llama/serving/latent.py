@@ -3,16 +3,19 @@
 vLLM's own backend of latents on a CPU takes one width, decodes without a prompt's other texts and forbids chunked
 prefill and prefix caching. This one is a layer like any other to vLLM: the attention is read from the cache, by
 
-    decode   absorbed: texts of like length at once, their latents gathered into a buffer that stays in a processor's
-             cache, all heads of a text as the queries of one product
+    decode   absorbed: what texts begin with together, such as the prompt of a group, is read once, all heads of all
+             of them as the queries of one product; the rest of texts of like length at once, their latents gathered
+             into a buffer that stays in a processor's cache
     prefill  text by text, absorbed or expanded, whichever takes fewer multiplications
 
 The projections, norms and rotations are the model's own (`R1LlamaLatentAttention.forward`).
 
 Shapes: T tokens of all texts in one row, first those of texts that go on by one token; N texts, S new and L cached and
-new tokens of a text, H heads, W = r + dr width of the cache, r, dn, dr, dv as in `model/latent_attention.py`.
+new tokens of a text, P of a beginning that texts share, H heads, W = r + dr width of the cache, r, dn, dr, dv as in
+`model/latent_attention.py`.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
@@ -34,12 +37,13 @@ GATHERED = 1 << 19  # numbers read from the cache at a time, unless one text has
 
 @dataclass
 class Decodes:
-    """Texts that go on by one token, of about one length."""
+    """Texts that go on by one token, with the same beginning and about as many tokens of their own, L at most."""
 
     rows: torch.Tensor  # (N,): where they are in T
-    blocks: torch.Tensor  # (N * blocks of a text,)
-    mask: torch.Tensor  # (N, 1, 1, L): 0, or -inf past a text's end
-    gathered: torch.Tensor  # (N * blocks of a text, block size, W): room for their latents
+    beginning: torch.Tensor  # (blocks,) that all of them share, or none
+    blocks: torch.Tensor  # (N * own blocks of a text,)
+    mask: torch.Tensor  # (N, 1, L): 0, or -inf past a text's end
+    gathered: torch.Tensor  # (N * own blocks of a text, block size, W): room for their latents
 
 
 @dataclass
@@ -73,21 +77,23 @@ class LatentMetadataBuilder(AttentionMetadataBuilder[LatentMetadata]):
         num_decodes, num_prefills, _, _ = split_decodes_and_prefills(common, self.reorder_batch_threshold)
         table, lengths = common.block_table_tensor, common.seq_lens
 
-        groups, order = [], lengths[:num_decodes].argsort(descending=True)
-        room = GATHERED * torch.get_num_threads()
-        while len(order):
-            L = -(-int(lengths[order[0]]) // size) * size
-            alike = int((2 * lengths[order] > L).sum())
-            N = max(1, min(alike, room // (L * width)))
-            groups.append((order[:N], L))
-            order = order[N:]
-        gathered = torch.empty(max([len(rows) * L for rows, L in groups], default=0), width, dtype=dtype)
+        groups, room = [], GATHERED * torch.get_num_threads()
+        for rows, shared in alike_at_first(table[:num_decodes], lengths, size):
+            own = lengths[rows] - shared * size
+            order = own.argsort(descending=True)
+            while len(order):
+                L = -(-int(own[order[0]]) // size) * size
+                alike = int((2 * own[order] > L).sum())
+                N = max(1, min(alike, room // (L * width)))
+                groups.append((rows[order[:N]], shared, own[order[:N]], L))
+                order = order[N:]
+        gathered = torch.empty(max([len(rows) * L for rows, _, _, L in groups], default=0), width, dtype=dtype)
         decodes = []
-        for rows, L in groups:
-            past_end = torch.arange(L) >= lengths[rows, None, None, None]
-            mask = torch.zeros(past_end.shape, dtype=dtype).masked_fill_(past_end, -torch.inf)
-            blocks = table[rows, : L // size].flatten()
-            decodes.append(Decodes(rows, blocks, mask, gathered[: len(rows) * L].view(-1, size, width)))
+        for rows, shared, own, L in groups:
+            past_end = torch.arange(L) >= own[:, None, None]
+            mask = torch.zeros(past_end.shape).masked_fill_(past_end, -torch.inf)
+            beginning, blocks = table[rows[0], :shared], table[rows, shared : shared + L // size].flatten()
+            decodes.append(Decodes(rows, beginning, blocks, mask, gathered[: len(rows) * L].view(-1, size, width)))
 
         prefills = []
         starts = common.query_start_loc[num_decodes : num_decodes + num_prefills + 1].tolist()
@@ -99,6 +105,26 @@ class LatentMetadataBuilder(AttentionMetadataBuilder[LatentMetadata]):
                 mask = torch.ones(S, L, dtype=torch.bool).tril(L - S)
             prefills.append(Prefill(slice(start, end), L, blocks, mask))
         return LatentMetadata(common.slot_mapping[: common.num_actual_tokens].long(), decodes, prefills)
+
+
+def alike_at_first(table: torch.Tensor, lengths: torch.Tensor, size: int) -> list[tuple[torch.Tensor, int]]:
+    """The texts that begin with the same block, and how many blocks they share, which are all full; and the texts that
+    share none.
+
+    Args:
+        table: Blocks of each text `(N, blocks)`.
+        lengths: Of the texts, the new token included, `(N,)` or more.
+        size: Tokens of a block.
+    """
+    texts = defaultdict(list)
+    for row, first in enumerate(table[:, 0].tolist()):
+        texts[first].append(row)
+    alone = torch.tensor([rows[0] for rows in texts.values() if len(rows) == 1], dtype=torch.long)
+    found = [(alone, 0)]
+    for rows in (torch.tensor(rows) for rows in texts.values() if len(rows) > 1):
+        same = (table[rows] == table[rows[0]]).all(0).long().cumprod(0).sum()
+        found.append((rows, min(int(same), (int(lengths[rows].min()) - 1) // size)))
+    return found
 
 
 class LatentBackend(AttentionBackend):
@@ -201,13 +227,20 @@ class ServedLatentAttention(R1LlamaLatentAttention, AttentionLayerBase):
             query[tokens[adapter], :, :r] = (q_nope[:, tokens[adapter]] @ up[:, :dn]).transpose(0, 1)
 
         latents = q_nope.new_empty(T, H, r)
-        for texts in decodes:
+        for texts in decodes:  # in fp32, as the fused kernels have it
+            q = query[texts.rows].float()
             torch.index_select(self.kv_cache, 0, texts.blocks, out=texts.gathered)
-            joint = texts.gathered.view(len(texts.rows), 1, -1, query.shape[-1])
-            result = F.scaled_dot_product_attention(
-                query[texts.rows, None], joint, joint, attn_mask=texts.mask, scale=self.scaling
-            )
-            latents[texts.rows] = result[:, 0, :, :r]
+            own = texts.gathered.view(len(q), -1, q.shape[-1]).float()
+            beginning = self.kv_cache[texts.beginning].flatten(0, 1).float()
+            P = len(beginning)
+            scores = torch.baddbmm(texts.mask, q, own.mT, alpha=self.scaling)
+            if P:
+                scores = torch.cat([(q.flatten(0, 1) @ beginning.T * self.scaling).view(*q.shape[:2], P), scores], -1)
+            weights = scores.softmax(-1)
+            result = weights[..., P:] @ own[..., :r]
+            if P:
+                result += (weights.flatten(0, 1)[:, :P] @ beginning[:, :r]).view_as(result)
+            latents[texts.rows] = result.to(latents.dtype)
 
         for adapter, up in ups.items():
             output[:, tokens[adapter]] = latents[tokens[adapter]].transpose(0, 1) @ up[:, dn:].mT
