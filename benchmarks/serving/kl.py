@@ -4,8 +4,8 @@ Real steps with a colocated engine, at a learning rate that moves every weight; 
 figure is the worst step's `sampling/kl`, the difference that of the worst token. Beside it stands the KL of a model
 with the first weights, which an engine would have that nothing reaches.
 
-In fp32 the weights are wide, so that any error would show; so they magnify rounding, which is what bf16 is about, and
-there they are of ordinary size.
+In fp32 the weights are wide, so that any error would show. They magnify rounding too, which is what bf16 is about
+(with them the worst step of `grouped` is 2.7e-3 there), so in bf16 they are of ordinary size.
 """
 
 import contextlib

@@ -162,8 +162,11 @@ def test_texts_that_do_not_fit_together_wait(serve):
 
 
 @pytest.mark.parametrize("name", ["latent", "wide-latent"])
-def test_texts_that_begin_alike_are_read_together(serve, name):
+def test_texts_that_begin_alike_are_read_together(serve, monkeypatch, name):
     """Groups of one prompt, as in GRPO, prompts with a common beginning, and one that stands alone."""
+    from r1llama.serving import latent
+
+    monkeypatch.setattr(latent, "WORTH_SHARING", 1)
     model = tiny_model(**MODELS[name])
     engine = serve(model, max_num_seqs=16)
     long, short, other = prompts()[-1], prompts()[-4], prompts()[-2]

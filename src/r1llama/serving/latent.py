@@ -32,6 +32,7 @@ from vllm.v1.kv_cache_interface import AttentionSpec, MLAAttentionSpec
 
 from r1llama.model.latent_attention import R1LlamaLatentAttention
 
+WORTH_SHARING = 2048  # tokens that need not be read again, from which on a product of its own is sooner
 GATHERED = 1 << 19  # numbers read from the cache at a time, unless one text has more: 2 MiB in fp32
 
 
@@ -108,8 +109,7 @@ class LatentMetadataBuilder(AttentionMetadataBuilder[LatentMetadata]):
 
 
 def alike_at_first(table: torch.Tensor, lengths: torch.Tensor, size: int) -> list[tuple[torch.Tensor, int]]:
-    """The texts that begin with the same block, and how many blocks they share, which are all full; and the texts that
-    share none.
+    """Texts that begin with the same blocks, and how many, which are all full; and those for which it is not worth it.
 
     Args:
         table: Blocks of each text `(N, blocks)`.
@@ -119,12 +119,15 @@ def alike_at_first(table: torch.Tensor, lengths: torch.Tensor, size: int) -> lis
     texts = defaultdict(list)
     for row, first in enumerate(table[:, 0].tolist()):
         texts[first].append(row)
-    alone = torch.tensor([rows[0] for rows in texts.values() if len(rows) == 1], dtype=torch.long)
-    found = [(alone, 0)]
-    for rows in (torch.tensor(rows) for rows in texts.values() if len(rows) > 1):
-        same = (table[rows] == table[rows[0]]).all(0).long().cumprod(0).sum()
-        found.append((rows, min(int(same), (int(lengths[rows].min()) - 1) // size)))
-    return found
+    alone, found = [], []
+    for rows in texts.values():
+        same = int((table[rows] == table[rows[0]]).all(0).long().cumprod(0).sum()) if len(rows) > 1 else 0
+        shared = min(same, (int(lengths[rows].min()) - 1) // size)
+        if (len(rows) - 1) * shared * size >= WORTH_SHARING:
+            found.append((torch.tensor(rows), shared))
+        else:
+            alone += rows
+    return [*found, (torch.tensor(alone, dtype=torch.long), 0)]
 
 
 class LatentBackend(AttentionBackend):
