@@ -1,7 +1,7 @@
 """Latent attention in vLLM on a CPU: one latent and one rotary key a token in its paged cache, of any width.
 
-vLLM's own backend of latents on a CPU takes one width, decodes without a prompt's other texts and forbids chunked
-prefill and prefix caching. This one is a layer like any other to vLLM: the attention is read from the cache, by
+vLLM's own backend of latents on a CPU takes one width and forbids chunked prefill and prefix caching. This one is a
+layer like any other to vLLM: the attention is read from the cache, by
 
     decode   absorbed: what texts begin with together, such as the prompt of a group, is read once, all heads of all
              of them as the queries of one product; the rest of texts of like length at once, their latents gathered
@@ -234,14 +234,15 @@ class ServedLatentAttention(R1LlamaLatentAttention, AttentionLayerBase):
             q = query[texts.rows].float()
             torch.index_select(self.kv_cache, 0, texts.blocks, out=texts.gathered)
             own = texts.gathered.view(len(q), -1, q.shape[-1]).float()
-            beginning = self.kv_cache[texts.beginning].flatten(0, 1).float()
-            P = len(beginning)
             scores = torch.baddbmm(texts.mask, q, own.mT, alpha=self.scaling)
-            if P:
-                scores = torch.cat([(q.flatten(0, 1) @ beginning.T * self.scaling).view(*q.shape[:2], P), scores], -1)
-            weights = scores.softmax(-1)
-            result = weights[..., P:] @ own[..., :r]
-            if P:
+            if not len(texts.beginning):
+                result = scores.softmax(-1) @ own[..., :r]
+            else:
+                beginning = self.kv_cache[texts.beginning].flatten(0, 1).float()
+                P = len(beginning)
+                first = (q.flatten(0, 1) @ beginning.T * self.scaling).view(*q.shape[:2], P)
+                weights = torch.cat([first, scores], -1).softmax(-1)
+                result = weights[..., P:] @ own[..., :r]
                 result += (weights.flatten(0, 1)[:, :P] @ beginning[:, :r]).view_as(result)
             latents[texts.rows] = result.to(latents.dtype)
 
@@ -281,16 +282,10 @@ def _latent_attention(
     get_forward_context().no_compile_layers[layer_name].attend_texts(q_nope, q_pe, joint, output)
 
 
-def _shape_of_latent_attention(
-    q_nope: torch.Tensor, q_pe: torch.Tensor, joint: torch.Tensor, output: torch.Tensor, layer_name: str
-) -> None:
-    pass
-
-
 # One op to the compiler, which cannot see how many texts there are
 direct_register_custom_op(
     op_name="r1llama_latent_attention",
     op_func=_latent_attention,
     mutates_args=["output"],
-    fake_impl=_shape_of_latent_attention,
+    fake_impl=lambda *_: None,  # what it fills has its shape before
 )

@@ -212,7 +212,7 @@ def _check_server(training_args, dtype: str, tokens: int) -> None:
 
 
 class ServerRollouts(VLLMGeneration):
-    """In server mode, TRL's with [`RolloutClient`]; what ends the main process's part ends that of every process: the
+    """Of a server, TRL's with [`RolloutClient`]; what ends the main process's part ends that of every process: the
     others would wait for it.
 
     Args:
@@ -220,9 +220,6 @@ class ServerRollouts(VLLMGeneration):
     """
 
     def _init_vllm(self):
-        if self.mode != "server":
-            super()._init_vllm()
-            return
         if self.accelerator.is_main_process:
             url = self.server_base_url or f"http://{self.server_host}:{self.server_port}"
             self.vllm_client = RolloutClient(url, self.group_port, self.server_timeout)
@@ -233,14 +230,11 @@ class ServerRollouts(VLLMGeneration):
         try:
             return super().generate(*args, **kwargs)
         except ServerLost as error:
-            if self.mode == "server" and self.accelerator.is_main_process:
+            if self.accelerator.is_main_process:
                 broadcast_object_list([_NoRollouts(error)], from_process=0)  # where the others wait for rollouts
             raise
 
     def sync_weights(self):
-        if self.mode != "server":
-            super().sync_weights()
-            return
         failure: list[RuntimeError | ValueError | None] = [None]
         try:
             super().sync_weights()
