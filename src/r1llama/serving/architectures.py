@@ -140,7 +140,7 @@ def _cache_latents_on_cpu(vllm_config: VllmConfig) -> None:
         )
     if not cache_config.user_specified_block_size:
         # vLLM's 128 for its C++ kernels would keep no prefix that is shorter
-        cache_config.block_size, cache_config.user_specified_block_size = 16, True
+        cache_config.block_size, cache_config.user_specified_block_size = 8, True
 
 
 def _cache_latents_on_cuda(vllm_config: VllmConfig) -> None:

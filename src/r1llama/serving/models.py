@@ -20,6 +20,7 @@ from vllm.platforms import current_platform
 
 from r1llama.model import R1LlamaConfig, R1LlamaModel
 
+from . import kernels
 from .architectures import has_latent_cache
 from .latent import ServedLatentAttention
 from .linear import ServedLinearAttention, memory_dtypes, memory_shapes
@@ -63,6 +64,10 @@ def infer_meta_untraced(self, *args):
 
 
 class ServedMixin:
+    def __init__(self, *, vllm_config, prefix=""):
+        kernels.choose_sampling()
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+
     def recursive_replace(self):
         """vLLM 0.31's tracer also traces how it looks a parameter up, and so on down to Python's limit of recursion:
         a second or two for each router; this way 0.02."""
