@@ -161,16 +161,17 @@ def test_texts_that_do_not_fit_together_wait(serve):
         assert_greedy(model, prompt, tokens, logprobs)
 
 
-@pytest.mark.parametrize("name", ["latent", "wide-latent"])
-def test_texts_that_begin_alike_are_read_together(serve, monkeypatch, name):
+@pytest.mark.parametrize(("name", "gathered"), [("latent", 1 << 19), ("latent", 1 << 12), ("wide-latent", 1 << 19)])
+def test_texts_that_begin_alike_are_read_together(serve, monkeypatch, name, gathered):
     """Groups of one prompt, as in GRPO, prompts with a common beginning, and one that stands alone."""
-    from r1llama.serving import latent
+    from r1llama.serving import beginnings, latent
 
-    monkeypatch.setattr(latent, "WORTH_SHARING", 1)
+    monkeypatch.setattr(beginnings, "WORTH_SHARING", 1)
+    monkeypatch.setattr(latent, "GATHERED", gathered)
     model = tiny_model(**MODELS[name])
     engine = serve(model, max_num_seqs=16)
     long, short, other = prompts()[-1], prompts()[-4], prompts()[-2]
-    texts = [long] * 3 + [long[:50], [*long[:33], 7, 8], short, short, other]
+    texts = [long] * 3 + [long[::-1]] * 3 + [[*long[:40], 7, 8], [*long[::-1][:33], 7], short, short, other]
     for _ in range(2):  # the second time all of it is in the cache
         for prompt, (tokens, logprobs) in zip(texts, generate(engine, texts), strict=True):
             assert_greedy(model, prompt, tokens, logprobs)

@@ -3,6 +3,7 @@
     architectures  what vLLM is told about a config, and what is refused
     models         the models, on vLLM's Transformers backend: its attention, latent attention and fused experts
     latent         latent attention on a CPU, from vLLM's cache at any width
+    beginnings     what the texts of a step begin with together
     linear         the recurrent state of linear attention in vLLM's cache
     kernels        what vLLM has for a CPU and does not choose
     server         `r1llama serve`

@@ -34,7 +34,7 @@ def sample(logits: torch.Tensor) -> torch.Tensor:
         cumulated = texts.softmax(-1, dtype=torch.float32).cumsum(-1, dtype=torch.float64)
         points = torch.rand(len(texts), 1, dtype=torch.float64) * cumulated[:, -1:]
         tokens.append(torch.searchsorted(cumulated, points, right=True))
-    return torch.cat(tokens).squeeze(-1)
+    return torch.cat(tokens).squeeze(-1).clamp_(max=logits.shape[-1] - 1)  # past the end where logits are NaN
 
 
 def choose_sampling() -> None:

@@ -4,18 +4,17 @@ vLLM's own backend of latents on a CPU takes one width and forbids chunked prefi
 layer like any other to vLLM: the attention is read from the cache, by
 
     decode   absorbed: what texts begin with together, such as the prompt of a group, is read once, all heads of all
-             of them as the queries of one product; the rest of texts of like length at once, their latents gathered
-             into a buffer that stays in a processor's cache
+             of them as the queries of one product, for groups that are alike at once; the rest of texts of like length
+             at once, their latents gathered into a buffer that stays in a processor's cache
     prefill  text by text, absorbed or expanded, whichever takes fewer multiplications
 
 The projections, norms and rotations are the model's own (`R1LlamaLatentAttention.forward`).
 
 Shapes: T tokens of all texts in one row, first those of texts that go on by one token; N texts, S new and L cached and
-new tokens of a text, P of a beginning that texts share, H heads, W = r + dr width of the cache, r, dn, dr, dv as in
-`model/latent_attention.py`.
+new tokens of a text, P of a beginning that the texts of a group share, H heads, W = r + dr width of the cache,
+r, dn, dr, dv as in `model/latent_attention.py`.
 """
 
-from collections import defaultdict
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
@@ -32,16 +31,18 @@ from vllm.v1.kv_cache_interface import AttentionSpec, MLAAttentionSpec
 
 from r1llama.model.latent_attention import R1LlamaLatentAttention
 
-WORTH_SHARING = 2048  # tokens that need not be read again, from which on a product of its own is sooner
+from .beginnings import alike_at_first
+
 GATHERED = 1 << 19  # numbers read from the cache at a time, unless one text has more: 2 MiB in fp32
 
 
 @dataclass
 class Decodes:
-    """Texts that go on by one token, with the same beginning and about as many tokens of their own, L at most."""
+    """Texts that go on by one token: G groups of as many texts, those of a group with the same first P tokens. No text
+    has more than L tokens of its own, and each group has one with more than half as many."""
 
-    rows: torch.Tensor  # (N,): where they are in T
-    beginning: torch.Tensor  # (blocks,) that all of them share, or none
+    rows: torch.Tensor | None  # (N,): where they are in T, group by group; None: all, in their order
+    beginnings: torch.Tensor  # (G, P / block size): the blocks
     blocks: torch.Tensor  # (N * own blocks of a text,)
     mask: torch.Tensor  # (N, 1, L): 0, or -inf past a text's end
     gathered: torch.Tensor  # (N * own blocks of a text, block size, W): room for their latents
@@ -78,23 +79,30 @@ class LatentMetadataBuilder(AttentionMetadataBuilder[LatentMetadata]):
         num_decodes, num_prefills, _, _ = split_decodes_and_prefills(common, self.reorder_batch_threshold)
         table, lengths = common.block_table_tensor, common.seq_lens
 
-        groups, room = [], GATHERED * torch.get_num_threads()
-        for rows, shared in alike_at_first(table[:num_decodes], lengths, size):
-            own = lengths[rows] - shared * size
+        chosen, room = [], GATHERED * torch.get_num_threads() // width
+        for groups, shared in alike_at_first(table[:num_decodes], lengths, size):
+            own = (lengths[groups] - shared * size).amax(1)
             order = own.argsort(descending=True)
             while len(order):
                 L = -(-int(own[order[0]]) // size) * size
-                alike = int((2 * own[order] > L).sum())
-                N = max(1, min(alike, room // (L * width)))
-                groups.append((rows[order[:N]], shared, own[order[:N]], L))
-                order = order[N:]
-        gathered = torch.empty(max([len(rows) * L for rows, _, _, L in groups], default=0), width, dtype=dtype)
+                alike, N = int((2 * own[order] > L).sum()), max(1, room // L)
+                some = order[: max(1, min(alike, N // groups.shape[1]))]
+                order = order[len(some) :]
+                chosen += [(part, shared, L) for part in groups[some.sort().values].split(N, dim=1)]
+        gathered = torch.empty(max([groups.numel() * L for groups, _, L in chosen], default=0), width, dtype=dtype)
         decodes = []
-        for rows, shared, own, L in groups:
-            past_end = torch.arange(L) >= own[:, None, None]
-            mask = torch.zeros(past_end.shape).masked_fill_(past_end, -torch.inf)
-            beginning, blocks = table[rows[0], :shared], table[rows, shared : shared + L // size].flatten()
-            decodes.append(Decodes(rows, beginning, blocks, mask, gathered[: len(rows) * L].view(-1, size, width)))
+        for groups, shared, L in chosen:
+            rows = groups.flatten()
+            past_end = torch.arange(L) >= (lengths[rows] - shared * size)[:, None, None]
+            decodes.append(
+                Decodes(
+                    rows=None if torch.equal(rows, torch.arange(num_decodes)) else rows,
+                    beginnings=table[groups[:, 0], :shared],
+                    blocks=table[rows, shared : shared + L // size].flatten(),
+                    mask=torch.zeros(past_end.shape).masked_fill_(past_end, -torch.inf),
+                    gathered=gathered[: len(rows) * L].view(-1, size, width),
+                )
+            )
 
         prefills = []
         starts = common.query_start_loc[num_decodes : num_decodes + num_prefills + 1].tolist()
@@ -106,28 +114,6 @@ class LatentMetadataBuilder(AttentionMetadataBuilder[LatentMetadata]):
                 mask = torch.ones(S, L, dtype=torch.bool).tril(L - S)
             prefills.append(Prefill(slice(start, end), L, blocks, mask))
         return LatentMetadata(common.slot_mapping[: common.num_actual_tokens].long(), decodes, prefills)
-
-
-def alike_at_first(table: torch.Tensor, lengths: torch.Tensor, size: int) -> list[tuple[torch.Tensor, int]]:
-    """Texts that begin with the same blocks, and how many, which are all full; and those for which it is not worth it.
-
-    Args:
-        table: Blocks of each text `(N, blocks)`.
-        lengths: Of the texts, the new token included, `(N,)` or more.
-        size: Tokens of a block.
-    """
-    texts = defaultdict(list)
-    for row, first in enumerate(table[:, 0].tolist()):
-        texts[first].append(row)
-    alone, found = [], []
-    for rows in texts.values():
-        same = int((table[rows] == table[rows[0]]).all(0).long().cumprod(0).sum()) if len(rows) > 1 else 0
-        shared = min(same, (int(lengths[rows].min()) - 1) // size)
-        if (len(rows) - 1) * shared * size >= WORTH_SHARING:
-            found.append((torch.tensor(rows), shared))
-        else:
-            alone += rows
-    return [*found, (torch.tensor(alone, dtype=torch.long), 0)]
 
 
 class LatentBackend(AttentionBackend):
@@ -188,7 +174,9 @@ class ServedLatentAttention(R1LlamaLatentAttention, AttentionLayerBase):
 
     def up_projections(self, adapter: int = -1) -> torch.Tensor:
         """`kv_b_proj` as `(H, dn + dv, r)`, with an adapter by its place in vLLM's stack, -1 for none."""
-        weight = get_and_maybe_dequant_weights(self.kv_b_proj, self.kv_cache.dtype)
+        weight = getattr(getattr(self.kv_b_proj, "base_layer", self.kv_b_proj), "weight", None)
+        if weight is None or weight.dtype != self.kv_cache.dtype:
+            weight = get_and_maybe_dequant_weights(self.kv_b_proj, self.kv_cache.dtype)
         if adapter >= 0:
             (a,), (b,) = self.kv_b_proj.lora_a_stacked, self.kv_b_proj.lora_b_stacked
             weight = weight + b[adapter, 0] @ a[adapter, 0]  # vLLM puts the scale into b
@@ -204,50 +192,51 @@ class ServedLatentAttention(R1LlamaLatentAttention, AttentionLayerBase):
         T = len(metadata.slots)
         q_nope, q_pe, joint = q_nope[0, :, :T], q_pe[0, :, :T], joint[0, 0, :T]
         output = output[0, :T].unflatten(-1, (-1, self.v_head_dim)).transpose(0, 1)
-        self.kv_cache.view(-1, joint.shape[-1])[metadata.slots] = joint
+        self.kv_cache.view(-1, joint.shape[-1]).index_copy_(0, metadata.slots, joint)
 
         adapters = [-1] * T
         if hasattr(self.kv_b_proj, "punica_wrapper"):
             adapters = self.kv_b_proj.punica_wrapper.token_lora_indices[:T].tolist()
         ups = {adapter: self.up_projections(adapter) for adapter in set(adapters)}
-        decoded = sum(len(texts.rows) for texts in metadata.decodes)
+        decoded = sum(len(texts.mask) for texts in metadata.decodes)
         if decoded:
-            self.decode(metadata.decodes, q_nope[:, :decoded], q_pe[:, :decoded], ups, adapters[:decoded], output)
+            output[:, :decoded] = self.decode(
+                metadata.decodes, q_nope[:, :decoded], q_pe[:, :decoded], ups, adapters[:decoded]
+            )
         for text in metadata.prefills:
             t = text.tokens
             output[:, t] = self.prefill(text, q_nope[:, t], q_pe[:, t], joint[t], ups[adapters[t.start]])
 
-    def decode(self, decodes, q_nope, q_pe, ups, adapters, output):
-        H, T, _ = q_nope.shape
-        dn, r = self.qk_nope_head_dim, self.kv_lora_rank
-        if len(ups) == 1:
-            tokens = {adapter: slice(0, T) for adapter in ups}
+    def decode(self, decodes, q_nope, q_pe, ups, adapters):
+        """`(H, T, dv)` of texts that go on by one token, all in fp32: the fused kernels have the softmax so, and on a
+        CPU these products are sooner done in it."""
+        dn, ups = self.qk_nope_head_dim, {adapter: up.float() for adapter, up in ups.items()}
+        absorbed = product_by_adapter(q_nope.float(), {adapter: up[:, :dn] for adapter, up in ups.items()}, adapters)
+        query = torch.cat([absorbed, q_pe], dim=-1).transpose(0, 1)
+        if decodes[0].rows is None:
+            latents = self.read(decodes[0], query)
         else:
-            tokens = {a: [i for i, adapter in enumerate(adapters) if adapter == a] for a in ups}
-        query = q_nope.new_empty(T, H, self.kv_cache.shape[-1])
-        query[..., r:] = q_pe.transpose(0, 1)
-        for adapter, up in ups.items():
-            query[tokens[adapter], :, :r] = (q_nope[:, tokens[adapter]] @ up[:, :dn]).transpose(0, 1)
+            latents = query.new_empty(*query.shape[:2], self.kv_lora_rank)
+            for texts in decodes:
+                latents[texts.rows] = self.read(texts, query[texts.rows])
+        ups = {adapter: up[:, dn:].mT for adapter, up in ups.items()}
+        return product_by_adapter(latents.transpose(0, 1), ups, adapters)
 
-        latents = q_nope.new_empty(T, H, r)
-        for texts in decodes:  # in fp32, as the fused kernels have it
-            q = query[texts.rows].float()
-            torch.index_select(self.kv_cache, 0, texts.blocks, out=texts.gathered)
-            own = texts.gathered.view(len(q), -1, q.shape[-1]).float()
-            scores = torch.baddbmm(texts.mask, q, own.mT, alpha=self.scaling)
-            if not len(texts.beginning):
-                result = scores.softmax(-1) @ own[..., :r]
-            else:
-                beginning = self.kv_cache[texts.beginning].flatten(0, 1).float()
-                P = len(beginning)
-                first = (q.flatten(0, 1) @ beginning.T * self.scaling).view(*q.shape[:2], P)
-                weights = torch.cat([first, scores], -1).softmax(-1)
-                result = weights[..., P:] @ own[..., :r]
-                result += (weights.flatten(0, 1)[:, :P] @ beginning[:, :r]).view_as(result)
-            latents[texts.rows] = result.to(latents.dtype)
-
-        for adapter, up in ups.items():
-            output[:, tokens[adapter]] = latents[tokens[adapter]].transpose(0, 1) @ up[:, dn:].mT
+    def read(self, texts, query):
+        """What absorbed queries `(N, H, W)` find in the cache, `(N, H, r)`."""
+        (N, H, W), r = query.shape, self.kv_lora_rank
+        torch.index_select(self.kv_cache, 0, texts.blocks, out=texts.gathered)
+        own = texts.gathered.view(N, -1, W).float()
+        scores = torch.baddbmm(texts.mask, query, own.mT, alpha=self.scaling)
+        if not texts.beginnings.numel():
+            return scores.softmax(-1) @ own[..., :r]
+        beginnings = self.kv_cache[texts.beginnings].flatten(1, 2).float()
+        G, P, _ = beginnings.shape
+        first = (query.reshape(G, -1, W) @ beginnings.mT).mul_(self.scaling)
+        weights = torch.cat([first.view(N, H, P), scores], -1).softmax(-1)
+        result = weights[..., P:] @ own[..., :r]
+        result += (weights.view(G, -1, P + scores.shape[-1])[..., :P] @ beginnings[..., :r]).view_as(result)
+        return result
 
     def prefill(self, text, q_nope, q_pe, joint, up):
         """`(H, S, dv)` of one text."""
@@ -274,6 +263,17 @@ class ServedLatentAttention(R1LlamaLatentAttention, AttentionLayerBase):
             scale=self.scaling,
         )[0]
         return output[..., :r] @ up[:, dn:].mT if is_absorbed else output[..., : self.v_head_dim]
+
+
+def product_by_adapter(x: torch.Tensor, matrices: dict[int, torch.Tensor], adapters: list[int]) -> torch.Tensor:
+    """`(H, T, a)` times the matrix `(H, a, b)` of each token's adapter."""
+    if len(matrices) == 1:
+        return x @ matrices[adapters[0]]
+    product = x.new_empty(*x.shape[:2], matrices[adapters[0]].shape[-1])
+    for adapter, matrix in matrices.items():
+        tokens = [i for i, of_token in enumerate(adapters) if of_token == adapter]
+        product[:, tokens] = x[:, tokens] @ matrix
+    return product
 
 
 def _latent_attention(
