@@ -180,7 +180,7 @@ class ServedLatentAttention(R1LlamaLatentAttention, AttentionLayerBase):
         if adapter >= 0:
             (a,), (b,) = self.kv_b_proj.lora_a_stacked, self.kv_b_proj.lora_b_stacked
             weight = weight + b[adapter, 0] @ a[adapter, 0]  # vLLM puts the scale into b
-        return weight.unflatten(0, (-1, self.qk_nope_head_dim + self.v_head_dim))
+        return weight.view(-1, self.qk_nope_head_dim + self.v_head_dim, self.kv_lora_rank)
 
     def attend_texts(self, q_nope, q_pe, joint, output):
         """Puts the new latents into the cache and fills `output`."""
@@ -191,7 +191,7 @@ class ServedLatentAttention(R1LlamaLatentAttention, AttentionLayerBase):
         metadata = metadata[self.layer_name]
         T = len(metadata.slots)
         q_nope, q_pe, joint = q_nope[0, :, :T], q_pe[0, :, :T], joint[0, 0, :T]
-        output = output[0, :T].unflatten(-1, (-1, self.v_head_dim)).transpose(0, 1)
+        output = output[0, :T].view(T, -1, self.v_head_dim).transpose(0, 1)
         self.kv_cache.view(-1, joint.shape[-1]).index_copy_(0, metadata.slots, joint)
 
         adapters = [-1] * T
@@ -230,8 +230,8 @@ class ServedLatentAttention(R1LlamaLatentAttention, AttentionLayerBase):
         scores = torch.baddbmm(texts.mask, query, own.mT, alpha=self.scaling)
         if not texts.beginnings.numel():
             return scores.softmax(-1) @ own[..., :r]
-        beginnings = self.kv_cache[texts.beginnings].flatten(1, 2).float()
-        G, P, _ = beginnings.shape
+        G, P = texts.beginnings.shape[0], texts.beginnings.shape[1] * self.kv_cache.shape[1]
+        beginnings = self.kv_cache.index_select(0, texts.beginnings.flatten()).view(G, P, W).float()
         first = (query.reshape(G, -1, W) @ beginnings.mT).mul_(self.scaling)
         weights = torch.cat([first.view(N, H, P), scores], -1).softmax(-1)
         result = weights[..., P:] @ own[..., :r]
