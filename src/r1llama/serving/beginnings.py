@@ -28,7 +28,7 @@ def alike_at_first(table: torch.Tensor, lengths: torch.Tensor, size: int) -> lis
             found.append((torch.tensor(rows), shared))
         else:
             alone += chain.from_iterable(rows)
-    return [*found, (torch.tensor(alone, dtype=torch.long)[:, None], 0)]
+    return [*found, (torch.tensor(sorted(alone), dtype=torch.long)[:, None], 0)]
 
 
 def split_by_beginning(
