@@ -75,7 +75,7 @@ def test_bf16_latents_are_as_close_as_in_transformers(serve):
 def test_a_prefix_is_read_from_the_cache(serve, name):
     """Texts of a group share their prompt, and so do those with other ends."""
     model = tiny_model(**MODELS[name])
-    engine = serve(model, block_size=32, max_num_batched_tokens=64)
+    engine = serve(model, max_num_batched_tokens=64)
     shared = prompts()[-1][:70]
     group = [shared + prompt for prompt in prompts()[-6:-1]]
     for expected_cached, batch in ((0, group[:1]), (64, group), (64, group[::-1])):

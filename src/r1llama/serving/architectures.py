@@ -40,6 +40,9 @@ from r1llama.serving import kernels
 logger = logging.getLogger("vllm.r1llama")
 
 NO_PREFIXES = "vLLM keeps expert ids beside its prefix cache, and this model has none"
+# Tokens of a block on a CPU. Texts share full ones: of vLLM's own 128, none of a group whose prompt is shorter. Below
+# 32 its C++ kernels are slow, and so is ours below 8
+BLOCK, LATENT_BLOCK = 32, 8
 GATHERED_WIDTHS = (320, 576)  # of a latent and its rotary key: what vLLM's CUDA kernel gathers for prefill
 
 
@@ -107,11 +110,16 @@ class R1LlamaVllmConfig(VerifyAndUpdateConfig):
         config = vllm_config.model_config.hf_config
         if current_platform.is_cpu():
             vllm_config.kernel_config.ir_op_priority.rms_norm = [kernels.PROVIDER]
-        if has_latent_cache(config):
-            if current_platform.is_cpu():
-                _cache_latents_on_cpu(vllm_config)
-            else:
-                _cache_latents_on_cuda(vllm_config)
+            is_latent, cache_config = has_latent_cache(config), vllm_config.cache_config
+            if is_latent:
+                _check_cache_dtype(vllm_config)
+            if not cache_config.user_specified_block_size and (
+                is_latent or keeps_prefixes(config, vllm_config.model_config.dtype)
+            ):
+                cache_config.block_size = LATENT_BLOCK if is_latent else BLOCK
+                cache_config.user_specified_block_size = True
+        elif has_latent_cache(config):
+            _cache_latents_on_cuda(vllm_config)
         _check_head_size(vllm_config.model_config)
         if vllm_config.lora_config is not None and current_platform.is_cpu():
             # The CPU kernels of 0.31 index the adapters with -1 for none
@@ -129,7 +137,7 @@ class R1LlamaVllmConfig(VerifyAndUpdateConfig):
                 return_experts(vllm_config)
 
 
-def _cache_latents_on_cpu(vllm_config: VllmConfig) -> None:
+def _check_cache_dtype(vllm_config: VllmConfig) -> None:
     cache_config = vllm_config.cache_config
     if (
         kv_cache_dtype_str_to_dtype(cache_config.cache_dtype, vllm_config.model_config)
@@ -138,9 +146,6 @@ def _cache_latents_on_cpu(vllm_config: VllmConfig) -> None:
         raise ValueError(
             f"kv_cache_dtype {cache_config.cache_dtype!r}: on a CPU, latents are cached in the dtype of the model"
         )
-    if not cache_config.user_specified_block_size:
-        # vLLM's 128 for its C++ kernels would keep no prefix that is shorter; smaller blocks than 8 are slower to read
-        cache_config.block_size, cache_config.user_specified_block_size = 8, True
 
 
 def _cache_latents_on_cuda(vllm_config: VllmConfig) -> None:

@@ -175,7 +175,7 @@ class ServedLatentAttention(R1LlamaLatentAttention, AttentionLayerBase):
     def up_projections(self, adapter: int = -1) -> torch.Tensor:
         """`kv_b_proj` as `(H, dn + dv, r)`, with an adapter by its place in vLLM's stack, -1 for none."""
         weight = getattr(getattr(self.kv_b_proj, "base_layer", self.kv_b_proj), "weight", None)
-        if weight is None or weight.dtype != self.kv_cache.dtype:
+        if weight is None or weight.dtype != self.kv_cache.dtype:  # vLLM's function is slow to find that it is not
             weight = get_and_maybe_dequant_weights(self.kv_b_proj, self.kv_cache.dtype)
         if adapter >= 0:
             (a,), (b,) = self.kv_b_proj.lora_a_stacked, self.kv_b_proj.lora_b_stacked

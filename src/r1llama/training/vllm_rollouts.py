@@ -114,12 +114,18 @@ class VLLMRollouts(ServerRollouts):
         from vllm.platforms import current_platform
 
         from r1llama import serving
+        from r1llama.serving.architectures import BLOCK
         from r1llama.serving.rollouts import RolloutLLM
 
         serving.register()
         model = self.model
-        cpu = {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE} if current_platform.is_cpu() else {}
-        has_experts = model.config.model_type == "r1llama" and model.config.num_experts > 0
+        is_ours = model.config.model_type == "r1llama"
+        cpu = {}
+        if current_platform.is_cpu():
+            cpu = {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE}
+            if not is_ours:  # r1llama models choose for themselves
+                cpu["block_size"] = BLOCK
+        has_experts = is_ours and model.config.num_experts > 0
         try:
             return RolloutLLM(
                 folder,
