@@ -5,6 +5,7 @@ import copy
 import importlib.metadata
 import os
 import re
+import socket
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -247,7 +248,9 @@ def launched(accelerator):
     os.environ["LOCAL_RANK"] = str(accelerator.local_process_index)
     os.environ["WORLD_SIZE"] = str(accelerator.num_processes)
     if accelerator.num_processes == 1:
-        os.environ["MASTER_PORT"] = "auto"  # accelerate may have named 29500, which another run may hold
+        with socket.socket() as free:  # not 29500, the first choice of accelerate and TRL: another run may have it
+            free.bind(("", 0))
+            os.environ["MASTER_PORT"] = str(free.getsockname()[1])
     ensure_master_addr_port()
     try:
         yield
