@@ -5,7 +5,7 @@
     latent         latent attention on a CPU, from vLLM's cache at any width
     beginnings     what the texts of a step begin with together
     linear         the recurrent state of linear attention in vLLM's cache
-    kernels        what vLLM has for a CPU and does not choose
+    kernels        RMSNorm and sampling on a CPU
     server         `r1llama serve`
     thinking       the thought apart from the answer, and its budget
     rollouts       an engine as a trainer calls it
